@@ -1,0 +1,52 @@
+# Everything runs in .venv; the first target that needs it creates it from the lock file.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+TYPES := $(VENV)/types/meterline
+
+.PHONY: help demo test check format bench dev lock clean
+
+help:  ## list the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+
+$(READY): requirements.lock setup.py pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || { echo "Meterline needs Python 3.11; set PYTHON=/path/to/python3.11"; exit 2; }
+	@echo "Installing into $(VENV) (once, about a minute) …"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+demo: $(READY)  ## rate and invoice a real LLM trace on this machine
+	@$(BIN)/meterline demo
+
+test: $(READY)  ## run the tests
+	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+check: $(READY)  ## format, lint, types and layers
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	@mkdir -p $(TYPES) && for d in schemas transforms pipelines runners; do ln -sfn $(CURDIR)/$$d $(TYPES)/$$d; done
+	MYPYPATH=$(VENV)/types $(BIN)/mypy -p meterline.schemas -p meterline.transforms -p meterline.pipelines -p meterline.runners
+	$(BIN)/python -m pytest -q tests/test_layers.py
+
+format: $(READY)  ## rewrite the code in the project's format
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(READY)  ## print the numbers we defend
+	$(BIN)/python benchmarks/main_job.py
+
+dev: $(READY)  ## only install, for work on the code
+	@echo "Ready: source $(VENV)/bin/activate"
+
+lock:  ## resolve the dependencies anew into requirements.lock
+	rm -rf .lock-venv && $(PYTHON) -m venv .lock-venv
+	.lock-venv/bin/pip install --quiet -U pip setuptools
+	.lock-venv/bin/pip install --quiet ".[dev]"
+	.lock-venv/bin/pip freeze --all --exclude meterline --exclude pip > requirements.lock
+	rm -rf .lock-venv
+
+clean:  ## remove what the targets made
+	rm -rf $(VENV) .lock-venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,74 @@
+"""rate_usage: usage events in, rated line items and the archive out.
+
+                                                           ┌─▶ usage_events, rating_keys
+read ─▶ validate ─▶ attribute ─▶ deduplicate ──────────────┴─▶ meter ─▶ rate ─▶ line_items
+  └────────┴───────────┴────────────┴──────────────────────────────────┴──────▶ rejects
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import timedelta
+
+import apache_beam as beam
+
+from meterline.schemas.catalog import Catalog
+from meterline.transforms.attribute import AttributeEvents
+from meterline.transforms.deduplicate import DeduplicateEvents
+from meterline.transforms.meter import MeterUsage
+from meterline.transforms.rate import RateUsage
+from meterline.transforms.read import ReadFiles
+from meterline.transforms.validate import ValidateEvents
+from meterline.transforms.write import (
+    RatingKeysFn,
+    WriteRows,
+    line_item_rows,
+    rating_key_rows,
+    reject_rows,
+    usage_event_rows,
+)
+
+
+@dataclass(frozen=True)
+class Options:
+    """What one run of the job needs to know.
+
+    Args:
+      inputs: Files of usage events.
+      catalog: Prices and customers.
+      clickhouse: URL of the database.
+      received_time: The run's `--now`, microseconds since 1970: what counts as the future does not depend on a clock.
+      horizon: Oldest accepted age of an event; none for no bound (files).
+      shards: Keys that deduplication is spread over.
+    """
+
+    inputs: tuple[str, ...]
+    catalog: Catalog
+    clickhouse: str
+    received_time: int
+    horizon: timedelta | None = None
+    shards: int = 1
+
+
+def build(pipeline: beam.Pipeline, options: Options) -> None:
+    """The stages, in order. Tests call this; so does every runner."""
+    catalog = beam.pvalue.AsSingleton(pipeline | "Catalog" >> beam.Create([options.catalog], reshuffle=False))
+
+    read = pipeline | "Read" >> ReadFiles(list(options.inputs), options.received_time)
+    validated = read.blocks | "Validate" >> ValidateEvents(catalog, options.horizon)
+    attributed = validated.events | "Attribute" >> AttributeEvents(catalog)
+    # The archive of a touched billing period joins here: behind attribute, as its events are attributed already, and
+    # before deduplicate, as some of them may come again.
+    deduplicated = attributed.events | "Deduplicate" >> DeduplicateEvents(options.shards, options.horizon)
+    usage = deduplicated.events | "Meter" >> MeterUsage(catalog)
+    rated = usage | "Rate" >> RateUsage(catalog)
+
+    def write(table: str, to_arrow: object) -> WriteRows:
+        return WriteRows(options.clickhouse, table, to_arrow)  # type: ignore[arg-type]
+
+    deduplicated.events | "WriteUsageEvents" >> write("usage_events", usage_event_rows)
+    keys = deduplicated.events | "RatingKeys" >> beam.ParDo(RatingKeysFn())
+    keys | "WriteRatingKeys" >> write("rating_keys", rating_key_rows)
+    rated.line_items | "WriteLineItems" >> write("line_items", line_item_rows)
+    rejects = (read.rejects, validated.rejects, attributed.rejects, deduplicated.rejects, rated.rejects)
+    rejects | "Rejects" >> beam.Flatten() | "WriteRejects" >> write("rejects", reject_rows)

@@ -1,0 +1,1 @@
+"""Where it runs: options of the runners, and the command line."""

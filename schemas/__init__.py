@@ -1,0 +1,1 @@
+"""What data looks like: records, the catalog, Arrow schemas and ClickHouse tables."""

@@ -1,0 +1,42 @@
+"""Arrow schemas of the batches that flow between the stages."""
+
+from __future__ import annotations
+
+import pyarrow as pa
+
+QUANTITY = pa.decimal128(38, 12)
+AMOUNT = pa.decimal128(38, 18)
+MICROSECONDS = pa.timestamp("us", tz="UTC")
+SYMBOL = pa.dictionary(pa.int32(), pa.string())
+
+# Records that `validate` accepted: what billing needs of them, where they came from and their bytes. One further column
+# follows for each property that a meter reads, null where the event's type does not read it:
+# `q:PATH` a quantity (QUANTITY), `v:PATH` a value to be counted distinctly (SYMBOL), `d:PATH` a dimension (SYMBOL).
+EVENTS = pa.schema(
+    [
+        pa.field("tenant_id", SYMBOL, nullable=False),
+        pa.field("source", SYMBOL, nullable=False),
+        pa.field("id", pa.string(), nullable=False),
+        pa.field("type", SYMBOL, nullable=False),
+        pa.field("subject", SYMBOL, nullable=False),
+        pa.field("time", MICROSECONDS, nullable=False),
+        pa.field("received_time", MICROSECONDS, nullable=False),
+        pa.field("payload", pa.binary(), nullable=False),
+    ]
+)
+
+# Events after `attribute`. The three lists have one entry for each meter that the event feeds: the text of its rating
+# key, the quantity (1 for count and distinct) and the value that a distinct meter counts (else empty).
+ATTRIBUTED = pa.schema(
+    [
+        *EVENTS,
+        pa.field("origin", SYMBOL, nullable=False),
+        pa.field("position", pa.int64(), nullable=False),
+        pa.field("account_id", SYMBOL, nullable=False),
+        pa.field("billing_account_id", SYMBOL, nullable=False),
+        pa.field("identity", pa.binary(16), nullable=False),
+        pa.field("rating_keys", pa.list_(SYMBOL), nullable=False),
+        pa.field("quantities", pa.list_(QUANTITY), nullable=False),
+        pa.field("counted_values", pa.list_(SYMBOL), nullable=False),
+    ]
+)

@@ -1,0 +1,432 @@
+"""What is sold and to whom: meters, rate cards, plans, accounts and subscriptions.
+
+A catalog is a folder of YAML files (see `catalog_files`). These models check one record at a
+time; `catalog_checks` checks what only the whole can show. Every record is immutable.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import zoneinfo
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from decimal import Decimal
+from enum import StrEnum
+from functools import cached_property
+from itertools import takewhile
+from typing import Annotated, Any, Literal
+
+from babel.numbers import list_currencies
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    Strict,
+    StringConstraints,
+    WithJsonSchema,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
+
+PRICE_PLACES = 18
+QUANTITY_PLACES = 12
+MAX_PRICE = Decimal(10) ** 18
+MAX_QUANTITY = Decimal(10) ** 26
+FIRST_INSTANT = datetime(1970, 1, 1, tzinfo=UTC)
+LAST_INSTANT = datetime(2200, 1, 1, tzinfo=UTC)
+
+ID_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
+PATH_PATTERN = r"^[^.\s]+(\.[^.\s]+)*$"
+DECIMAL_PATTERN = r"^[0-9]+(\.[0-9]+)?$"
+INSTANT_PATTERN = r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(Z|[+-][0-9]{2}:[0-9]{2})$"
+
+
+class Record(BaseModel):
+    """Base of all catalog records: immutable, and a misspelt key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+Id = Annotated[
+    str,
+    StringConstraints(pattern=ID_PATTERN),
+    Field(description="Letters, digits, '.', '_' and '-'; at most 100; starts with a letter or digit."),
+]
+Name = Annotated[str, Field(description="What people call it; shown on invoices.")]
+PropertyPath = Annotated[
+    str,
+    StringConstraints(pattern=PATH_PATTERN, max_length=200),
+    Field(description="Path of a property inside the event's data, parts joined by '.'."),
+]
+
+
+def _misplaced(message: str, at: tuple[str | int, ...], also: tuple[str | int, ...] = ()) -> PydanticCustomError:
+    """An error of one part of the value checked: `at` leads to the part, `also` to what it clashes with."""
+    return PydanticCustomError("misplaced", "{message}", {"message": message, "at": at, "also": also})
+
+
+def _exact(value: Any) -> Any:
+    if isinstance(value, float):
+        raise ValueError(
+            f"{value!r} is a floating-point number; write it in quotes so that it stays exact: '{value!r}'"
+        )
+    if isinstance(value, bool) or not isinstance(value, (int, str, Decimal)):
+        raise ValueError(f"expected a decimal number in quotes, got {type(value).__name__}")
+    if isinstance(value, str) and not re.fullmatch(DECIMAL_PATTERN, value.removeprefix("-")):
+        raise ValueError(f"{value!r} is no decimal number, expected digits and a point, like '0.003'")
+    return value
+
+
+def _places(limit: int, ceiling: Decimal) -> AfterValidator:
+    def check(value: Decimal) -> Decimal:
+        _, digits, exponent = value.as_tuple()
+        assert isinstance(exponent, int)
+        decimals = -exponent - len(list(takewhile(lambda digit: digit == 0, reversed(digits))))
+        if value and decimals > limit:
+            raise ValueError(f"{value:f} has {decimals} decimals, at most {limit} are kept exactly")
+        if value.copy_abs() >= ceiling:
+            raise ValueError(f"{value} is too large, it must be below {ceiling:.0E}")
+        return value
+
+    return AfterValidator(check)
+
+
+def _not_negative(value: Decimal) -> Decimal:
+    if value.is_signed():
+        raise ValueError(f"must not be negative, got {value}")
+    return value
+
+
+def _positive(value: Decimal) -> Decimal:
+    if value <= 0:
+        raise ValueError(f"must be more than 0, got {value}")
+    return value
+
+
+def _decimal_schema(description: str) -> WithJsonSchema:
+    return WithJsonSchema(
+        {
+            "type": ["string", "integer"],
+            "pattern": DECIMAL_PATTERN,
+            "minimum": 0,
+            "description": description,
+        }
+    )
+
+
+Exact = BeforeValidator(_exact)
+Price = Annotated[
+    Decimal,
+    Exact,
+    _places(PRICE_PLACES, MAX_PRICE),
+    AfterValidator(_not_negative),
+    _decimal_schema("Currency units (dollars, not cents), in quotes; at most 18 decimals."),
+]
+Quantity = Annotated[
+    Decimal,
+    Exact,
+    _places(QUANTITY_PLACES, MAX_QUANTITY),
+    AfterValidator(_not_negative),
+    _decimal_schema("Units of the meter, in quotes; at most 12 decimals."),
+]
+PositiveQuantity = Annotated[Quantity, AfterValidator(_positive)]
+
+
+def _written_instant(value: Any) -> Any:
+    if isinstance(value, datetime):
+        return value
+    if not isinstance(value, str):
+        raise ValueError(f"expected an instant like 2026-01-01T00:00:00Z, got {type(value).__name__}")
+    if re.fullmatch(r"[0-9]{4}-[0-9]{2}-[0-9]{2}", value):
+        raise ValueError(f"{value} is a date, expected an instant: write {value}T00:00:00Z")
+    if re.fullmatch(INSTANT_PATTERN, f"{value}Z"):
+        raise ValueError(f"{value} has no time zone, write for example {value}Z")
+    if not re.fullmatch(INSTANT_PATTERN, value):
+        raise ValueError(f"{value!r} is no instant in whole seconds, expected one like 2026-01-01T00:00:00Z")
+    try:
+        return datetime.fromisoformat(value)
+    except ValueError as error:
+        raise ValueError(f"{value} does not exist: {error}") from None
+
+
+def _instant(value: datetime) -> datetime:
+    if value.tzinfo is None:
+        raise ValueError(f"{value.isoformat()} has no time zone, write for example {value.isoformat()}Z")
+    if value.microsecond:
+        raise ValueError(f"{value.isoformat()} has a fraction of a second, instants are whole seconds")
+    if not FIRST_INSTANT <= value < LAST_INSTANT:
+        raise ValueError(f"{value.isoformat()} lies outside the years 1970 to 2199")
+    return value.astimezone(UTC)
+
+
+Instant = Annotated[
+    datetime,
+    BeforeValidator(_written_instant),
+    AfterValidator(_instant),
+    WithJsonSchema(
+        {
+            "type": "string",
+            "format": "date-time",
+            "pattern": INSTANT_PATTERN,
+            "description": "An instant, RFC 3339 with its offset, whole seconds.",
+        }
+    ),
+]
+
+
+def _zone(value: str) -> str:
+    try:
+        zoneinfo.ZoneInfo(value)
+    except (zoneinfo.ZoneInfoNotFoundError, ValueError, OSError):
+        raise ValueError(f"{value!r} is no IANA time zone, expected one like 'Europe/Berlin'") from None
+    return value
+
+
+def _currency(value: str) -> str:
+    if value not in list_currencies():
+        raise ValueError(f"{value!r} is no ISO 4217 currency, expected a code like 'USD'")
+    return value
+
+
+class Aggregation(StrEnum):
+    """How the events of a usage window become one quantity. All merge in any order."""
+
+    SUM = "sum"
+    COUNT = "count"
+    MIN = "min"
+    MAX = "max"
+    DISTINCT = "distinct"
+    LATEST = "latest"
+
+
+class Meter(Record):
+    """How events of one type become a quantity."""
+
+    id: Id
+    name: Name = ""
+    event_type: str = Field(min_length=1, description="The CloudEvents `type` this meter counts.")
+    aggregation: Aggregation
+    value: PropertyPath | None = Field(
+        None,
+        description="Property that holds the number (or, for distinct, the value counted); none for count.",
+    )
+    unit: str = Field(min_length=1, description="What one unit is called, for example token.")
+    dimensions: tuple[PropertyPath, ...] = Field((), description="Properties that are priced apart.")
+
+    @model_validator(mode="after")
+    def _value_fits(self) -> Meter:
+        if self.aggregation is Aggregation.COUNT and self.value is not None:
+            raise _misplaced("a count meter counts events, it takes no `value`", at=("value",))
+        if self.aggregation is not Aggregation.COUNT and self.value is None:
+            raise ValueError(f"a {self.aggregation} meter needs `value`, the property to read")
+        for number, dimension in enumerate(self.dimensions):
+            if dimension in self.dimensions[:number]:
+                raise _misplaced(f"{dimension!r} is named twice", at=("dimensions", number))
+        return self
+
+
+class Tier(Record):
+    """Usage in (previous up_to, up_to]: the unit at the bound belongs to this tier."""
+
+    up_to: PositiveQuantity | None = Field(
+        None, description="Last unit of the tier, in the meter's unit (not in `per`); none for no end."
+    )
+    unit_price: Price = Decimal(0)
+    flat_fee: Price = Field(Decimal(0), description="Due once a unit reaches the tier.")
+
+
+def _ascending(tiers: Sequence[Tier]) -> Sequence[Tier]:
+    floor = Decimal(0)
+    for number, tier in enumerate(tiers, start=1):
+        if tier.up_to is None:
+            if number < len(tiers):
+                raise _misplaced("`up_to` is missing, only the last tier may be without end", at=(number - 1,))
+        elif tier.up_to <= floor:
+            raise _misplaced(f"ends at {tier.up_to}, it must end above {floor}", at=(number - 1, "up_to"))
+        else:
+            floor = tier.up_to
+    if tiers[-1].up_to is not None:
+        raise _misplaced(
+            f"the last tier ends at {floor}, leave its `up_to` out so that all usage has a price",
+            at=(len(tiers) - 1, "up_to"),
+        )
+    return tiers
+
+
+Tiers = Annotated[tuple[Tier, ...], Field(min_length=1), AfterValidator(_ascending)]
+Per = Annotated[
+    PositiveQuantity,
+    _decimal_schema("Units that one `unit_price` buys, for example 1000000 for prices per million."),
+]
+
+
+Flag = Annotated[bool, Strict()]
+
+
+class PerUnit(Record):
+    """Every unit at one price."""
+
+    model: Literal["per_unit"]
+    unit_price: Price
+    per: Per = Decimal(1)
+
+
+class Graduated(Record):
+    """Each unit at the price of the tier it falls in."""
+
+    model: Literal["graduated"]
+    tiers: Tiers
+    per: Per = Decimal(1)
+    first_tier_flat_at_zero: Flag = Field(False, description="Whether the first tier's flat fee is due without usage.")
+
+
+class Volume(Record):
+    """All units at the price of the tier that the total falls in."""
+
+    model: Literal["volume"]
+    tiers: Tiers
+    per: Per = Decimal(1)
+    first_tier_flat_at_zero: Flag = Field(False, description="Whether the first tier's flat fee is due without usage.")
+
+
+class Package(Record):
+    """Usage is sold in packages."""
+
+    model: Literal["package"]
+    package_price: Annotated[Price, _decimal_schema("Currency units for one package, in quotes.")]
+    package_size: Annotated[PositiveQuantity, _decimal_schema("Units of the meter in one package.")]
+    round: Literal["up", "down"] = Field("up", description="Whether a started package is paid.")
+    free_units: Annotated[Quantity, _decimal_schema("Units before the first package.")] = Decimal(0)
+    minimum_packages: int = Field(0, ge=0, le=10**9, strict=True, description="Packages paid in any case, used or not.")
+
+
+class Fixed(Record):
+    """A fee for each billing period, prorated to the second when the subscription covers part of it."""
+
+    model: Literal["fixed"]
+    amount: Price
+
+
+UsagePrice = Annotated[PerUnit | Graduated | Volume | Package, Field(discriminator="model")]
+AnyPrice = Annotated[PerUnit | Graduated | Volume | Package | Fixed, Field(discriminator="model")]
+
+
+class RateCardVersion(Record):
+    """Prices of charges in force from an instant until the next version's. Never edited once used."""
+
+    version: Id
+    effective_from: Instant
+    prices: dict[Id, AnyPrice] = Field(min_length=1, description="By charge id.")
+
+
+class RateCard(Record):
+    """A price list."""
+
+    id: Id
+    name: Name = ""
+    currency: Annotated[
+        str,
+        AfterValidator(_currency),
+        WithJsonSchema({"type": "string", "pattern": "^[A-Z]{3}$", "description": "ISO 4217 code."}),
+    ]
+    versions: tuple[RateCardVersion, ...] = Field(min_length=1, description="In the order they take effect.")
+
+    @model_validator(mode="after")
+    def _versions_in_order(self) -> RateCard:
+        for number, (earlier, later) in enumerate(zip(self.versions, self.versions[1:]), start=1):
+            if later.effective_from <= earlier.effective_from:
+                raise _misplaced(
+                    f"takes effect at {later.effective_from.isoformat()}, it must be after version "
+                    f"{earlier.version}, which stands before it and is effective from "
+                    f"{earlier.effective_from.isoformat()}",
+                    at=("versions", number, "effective_from"),
+                    also=("versions", number - 1, "effective_from"),
+                )
+        first: dict[str, int] = {}
+        for number, version in enumerate(self.versions):
+            if first.setdefault(version.version, number) != number:
+                raise _misplaced(
+                    "another version has this name",
+                    at=("versions", number, "version"),
+                    also=("versions", first[version.version], "version"),
+                )
+        return self
+
+
+class Charge(Record):
+    """One thing a plan bills: the usage of a meter, or, without a meter, a fixed fee."""
+
+    id: Id
+    name: Name = ""
+    meter: Id | None = Field(None, description="The meter whose usage it bills; none for a fixed fee.")
+
+
+class Plan(Record):
+    """Charges sold together, priced by one rate card."""
+
+    id: Id
+    name: Name = ""
+    rate_card: Annotated[Id, Field(description="The rate card that prices the charges.")]
+    charges: tuple[Charge, ...] = Field(min_length=1, description="At most one on each meter.")
+
+
+class Account(Record):
+    """A node of the tree organization → team → project (any depth)."""
+
+    id: Id
+    name: Name = ""
+    kind: str = Field("account", description="For people: organization, team, project …")
+    parent: Id | None = Field(None, description="The account above it; none for a root.")
+    tenant: str = Field("default", min_length=1, max_length=100, description="The events' `tenantid`.")
+    billed: Flag | None = Field(None, description="Whether it gets invoices; default: only accounts without parent.")
+    subjects: tuple[Annotated[str, StringConstraints(min_length=1, max_length=1024)], ...] = Field(
+        (), description="Event subjects that are this account's; its id always is."
+    )
+
+    @property
+    def is_billed(self) -> bool:
+        return self.parent is None if self.billed is None else self.billed
+
+
+class Subscription(Record):
+    """Puts an account, with all accounts below it, on a plan for [start, end)."""
+
+    id: Id
+    account: Annotated[Id, Field(description="The account, with all accounts below it.")]
+    plan: Annotated[Id, Field(description="The plan it is on.")]
+    start: Instant
+    end: Instant | None = Field(None, description="The first instant it no longer holds; none for no end.")
+    time_zone: Annotated[str, AfterValidator(_zone)] = Field(
+        "UTC", description="IANA time zone in which billing periods start at midnight."
+    )
+    anchor_day: int = Field(
+        1, ge=1, le=31, strict=True, description="Day of the month on which a billing period starts."
+    )
+
+    @model_validator(mode="after")
+    def _ends_after_start(self) -> Subscription:
+        if self.end is not None and self.end <= self.start:
+            raise _misplaced(
+                f"ends at {self.end.isoformat()}, it must end after its start {self.start.isoformat()}",
+                at=("end",),
+                also=("start",),
+            )
+        return self
+
+
+class Catalog(Record):
+    """Everything a job knows about prices and customers."""
+
+    meters: tuple[Meter, ...] = ()
+    rate_cards: tuple[RateCard, ...] = ()
+    plans: tuple[Plan, ...] = ()
+    accounts: tuple[Account, ...] = ()
+    subscriptions: tuple[Subscription, ...] = ()
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of the content; two catalogs with one digest price alike."""
+        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()

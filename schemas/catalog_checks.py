@@ -1,0 +1,244 @@
+"""What only a whole catalog can show: references, clashes and gaps between its records."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Container, Iterable, Iterator, Mapping
+from typing import NamedTuple, Protocol, TypeVar
+
+from meterline.schemas.catalog import Account, Catalog, Fixed, Plan, RateCard, Subscription
+
+# From the catalog to a part of a record: the field of `Catalog`, the record's number, keys and numbers below.
+Place = tuple[str, int, *tuple[str | int, ...]]
+
+
+class Finding(NamedTuple):
+    """A mistake `at` a place; `also` is the place it clashes with."""
+
+    at: Place
+    message: str
+    also: Place | None = None
+
+
+def findings(catalog: Catalog, broken: Mapping[str, Container[str]], complete: bool = True) -> Iterator[Finding]:
+    """Every mistake between records.
+
+    Args:
+      catalog: The records that are valid in themselves.
+      broken: By field of `Catalog`, the ids of records that are not. To refer to one is no further mistake.
+      complete: Whether there are no further records, so that one not found is a mistake.
+    """
+    yield from _equal_ids(catalog)
+    if complete:
+        yield from _unknown_references(catalog, broken)
+    yield from _plans(catalog)
+    if complete and not broken.get("plans"):
+        yield from _prices_without_charge(catalog)
+    yield from _accounts(catalog.accounts)
+    yield from _overlaps(catalog)
+
+
+def _equal_ids(catalog: Catalog) -> Iterator[Finding]:
+    for section, kind in _KINDS.items():
+        first: dict[str, int] = {}
+        for number, record in enumerate(getattr(catalog, section)):
+            if first.setdefault(record.id, number) != number:
+                yield Finding((section, number, "id"), f"another {kind} has this id", (section, first[record.id], "id"))
+
+
+_KINDS = {
+    "meters": "meter",
+    "rate_cards": "rate card",
+    "plans": "plan",
+    "accounts": "account",
+    "subscriptions": "subscription",
+}
+
+
+def _unknown_references(catalog: Catalog, broken: Mapping[str, Container[str]]) -> Iterator[Finding]:
+    known = {section: {record.id for record in getattr(catalog, section)} for section in _KINDS}
+    for at, section, name in _references(catalog):
+        if name not in known[section] and name not in broken.get(section, ()):
+            yield Finding(at, f"no {_KINDS[section]} has the id {name!r}")
+
+
+def _references(catalog: Catalog) -> Iterator[tuple[Place, str, str]]:
+    """Where a record names another, the field of `Catalog` that should hold it, and the id."""
+    for number, plan in enumerate(catalog.plans):
+        yield ("plans", number, "rate_card"), "rate_cards", plan.rate_card
+        for position, charge in enumerate(plan.charges):
+            if charge.meter is not None:
+                yield ("plans", number, "charges", position, "meter"), "meters", charge.meter
+    for number, account in enumerate(catalog.accounts):
+        if account.parent is not None:
+            yield ("accounts", number, "parent"), "accounts", account.parent
+    for number, subscription in enumerate(catalog.subscriptions):
+        yield ("subscriptions", number, "account"), "accounts", subscription.account
+        yield ("subscriptions", number, "plan"), "plans", subscription.plan
+
+
+class _HasId(Protocol):
+    @property
+    def id(self) -> str: ...
+
+
+_Named = TypeVar("_Named", bound=_HasId)
+
+
+def _by_id(records: Iterable[_Named]) -> dict[str, tuple[int, _Named]]:
+    """Number and record by id; of equal ids the first."""
+    found: dict[str, tuple[int, _Named]] = {}
+    for number, record in enumerate(records):
+        found.setdefault(record.id, (number, record))
+    return found
+
+
+def _plans(catalog: Catalog) -> Iterator[Finding]:
+    cards = _by_id(catalog.rate_cards)
+    for number, plan in enumerate(catalog.plans):
+        yield from _charges(number, plan)
+        if plan.rate_card in cards:
+            yield from _charges_and_prices(number, plan, *cards[plan.rate_card])
+
+
+def _charges(number: int, plan: Plan) -> Iterator[Finding]:
+    by_id: dict[str, int] = {}
+    by_meter: dict[str, int] = {}
+    for position, charge in enumerate(plan.charges):
+        first = by_id.setdefault(charge.id, position)
+        if first != position:
+            yield Finding(
+                ("plans", number, "charges", position, "id"),
+                "another charge of the plan has this id",
+                ("plans", number, "charges", first, "id"),
+            )
+        if charge.meter is None:
+            continue
+        first = by_meter.setdefault(charge.meter, position)
+        if first != position:
+            yield Finding(
+                ("plans", number, "charges", position, "meter"),
+                f"charge {plan.charges[first].id} bills the meter {charge.meter} already, usage would be billed twice",
+                ("plans", number, "charges", first, "meter"),
+            )
+
+
+def _charges_and_prices(number: int, plan: Plan, card_number: int, card: RateCard) -> Iterator[Finding]:
+    for position, charge in enumerate(plan.charges):
+        at: Place = ("plans", number, "charges", position)
+        if not any(charge.id in version.prices for version in card.versions):
+            yield Finding(at, f"no version of rate card {card.id} has a price for it", ("rate_cards", card_number))
+        for version_number, version in enumerate(card.versions):
+            price = version.prices.get(charge.id)
+            if price is None or isinstance(price, Fixed) == (charge.meter is None):
+                continue
+            price_at: Place = ("rate_cards", card_number, "versions", version_number, "prices", charge.id)
+            if charge.meter is None:
+                message = f"is {price.model}, but plan {plan.id} has no meter for the charge, expected fixed"
+            else:
+                message = (
+                    f"is fixed, but plan {plan.id} bills the meter {charge.meter} with it, expected a price for usage"
+                )
+            yield Finding(price_at, message, at)
+
+
+def _prices_without_charge(catalog: Catalog) -> Iterator[Finding]:
+    """Prices that no plan of their card bills; a card that no plan has yet may hold any."""
+    charges: dict[str, set[str]] = defaultdict(set)
+    for plan in catalog.plans:
+        charges[plan.rate_card] |= {charge.id for charge in plan.charges}
+    for number, card in enumerate(catalog.rate_cards):
+        if card.id not in charges:
+            continue
+        for position, version in enumerate(card.versions):
+            for charge_id in version.prices:
+                if charge_id not in charges[card.id]:
+                    yield Finding(
+                        ("rate_cards", number, "versions", position, "prices", charge_id),
+                        f"no plan with rate card {card.id} has a charge of this id",
+                    )
+
+
+def _accounts(accounts: tuple[Account, ...]) -> Iterator[Finding]:
+    by_id = _by_id(accounts)
+    claims: dict[tuple[str, str], tuple[int, Place]] = {}
+    for number, account in enumerate(accounts):
+        at: Place = ("accounts", number, "id")
+        claims.setdefault((account.tenant, account.id), (number, at))
+    for number, account in enumerate(accounts):
+        for position, subject in enumerate(account.subjects):
+            at = ("accounts", number, "subjects", position)
+            other, other_at = claims.setdefault((account.tenant, subject), (number, at))
+            if accounts[other].id != account.id:
+                message = f"{subject!r} is a subject of account {accounts[other].id} already"
+                yield Finding(at, message, other_at)
+        if account.parent is None and not account.is_billed:
+            yield Finding(
+                ("accounts", number, "billed"),
+                "neither the account nor one above it is billed, its usage would reach no invoice",
+            )
+        if account.parent in by_id:
+            parent_number, parent = by_id[account.parent]
+            if parent.tenant != account.tenant:
+                yield Finding(
+                    ("accounts", number, "tenant"),
+                    f"is {account.tenant!r}, but its parent {parent.id} has the tenant {parent.tenant!r}",
+                    ("accounts", parent_number, "tenant"),
+                )
+    for circle in _circles({name: account.parent for name, (_, account) in by_id.items()}):
+        at = ("accounts", by_id[circle[0]][0], "parent")
+        yield Finding(at, f"its parents form a circle: {' → '.join([*circle, circle[0]])}")
+
+
+def _circles(parents: Mapping[str, str | None]) -> Iterator[list[str]]:
+    """The circles of `parents`, each once."""
+    done: set[str] = set()
+    for start in parents:
+        path: list[str] = []
+        seen: set[str] = set()
+        node: str | None = start
+        while node is not None and node in parents and node not in seen and node not in done:
+            path.append(node)
+            seen.add(node)
+            node = parents[node]
+        if node is not None and node in seen:
+            yield path[path.index(node) :]
+        done |= seen
+
+
+def _overlaps(catalog: Catalog) -> Iterator[Finding]:
+    """Subscriptions of one account that bill one meter at the same time."""
+    plans = _by_id(catalog.plans)
+    by_meter: dict[tuple[str, str], list[tuple[int, Subscription]]] = defaultdict(list)
+    for number, subscription in enumerate(catalog.subscriptions):
+        plan = plans[subscription.plan][1] if subscription.plan in plans else None
+        # dict.fromkeys: a set of strings has another order in each run.
+        for meter in dict.fromkeys(charge.meter for charge in plan.charges) if plan else ():
+            if meter is not None:
+                by_meter[subscription.account, meter].append((number, subscription))
+    clashes: dict[tuple[int, int], list[str]] = defaultdict(list)
+    for (_, meter), group in by_meter.items():
+        for first, second in _overlapping(group):
+            clashes[first, second].append(meter)
+    for (first, second), meters in clashes.items():
+        earlier, later = catalog.subscriptions[first], catalog.subscriptions[second]
+        yield Finding(
+            ("subscriptions", second, "start"),
+            f"starts at {later.start.isoformat()} while subscription {earlier.id} of the same account bills "
+            f"{', '.join(meters)} {'without end' if earlier.end is None else f'until {earlier.end.isoformat()}'}",
+            ("subscriptions", first),
+        )
+
+
+def _overlapping(group: Iterable[tuple[int, Subscription]]) -> Iterator[tuple[int, int]]:
+    """Each subscription that starts before the end of an earlier one, with the one that ends last."""
+    last: tuple[int, Subscription] | None = None
+    for number, subscription in sorted(group, key=lambda item: item[1].start):
+        if last is None:
+            last = number, subscription
+            continue
+        end = last[1].end
+        if end is None or subscription.start < end:
+            yield last[0], number
+        if end is not None and (subscription.end is None or subscription.end > end):
+            last = number, subscription

@@ -1,0 +1,25 @@
+-- Lines of drafts and issued invoices. A line whose invoice_id is in no row of invoices belongs to an attempt that
+-- did not finish, or to a draft that was replaced, and counts nowhere.
+CREATE TABLE invoice_lines (
+    invoice_id         String,
+    line_number        UInt32,
+    invoice_line_id    String,
+    tenant_id          LowCardinality(String),
+    billing_account_id LowCardinality(String),
+    account_id         LowCardinality(String) COMMENT 'who used it; the subscription''s account for fixed fees',
+    subscription_id    LowCardinality(String),
+    charge_id          LowCardinality(String),
+    meter_id           LowCardinality(String) COMMENT 'empty for fixed fees',
+    rate_card_version  LowCardinality(String),
+    dimensions         Map(String, String),
+    period_start       DateTime('UTC'),
+    period_end         DateTime('UTC'),
+    description        String,
+    unit               LowCardinality(String),
+    quantity           Decimal(38, 12)        COMMENT 'posted by this line',
+    exact_amount       Decimal(38, 18)        COMMENT 'unrounded: what the line items say by now, less what was posted',
+    amount             Decimal(38, 18)        COMMENT 'rounded to the minor unit',
+    currency           LowCardinality(String),
+    reason             LowCardinality(String) COMMENT 'usage, fee, late_usage, correction'
+) ENGINE = ReplacingMergeTree
+ORDER BY (invoice_id, line_number);

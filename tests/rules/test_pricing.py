@@ -1,0 +1,335 @@
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from fractions import Fraction
+from itertools import pairwise, product
+
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from meterline.schemas.catalog import Fixed, Graduated, Package, PerUnit, Tier, UsagePrice, Volume
+from meterline.transforms.rules.money import MoneyError, QuantityError
+from meterline.transforms.rules.periods import billing_period, billing_periods, period_with_label
+from meterline.transforms.rules.pricing import (
+    RateCardError,
+    TierCharge,
+    charge,
+    charge_interval,
+    charge_parts,
+    fixed_fee,
+)
+from tests import strategies
+
+TIERS = (
+    Tier(up_to=Decimal(5), unit_price=Decimal(7), flat_fee=Decimal(100)),
+    Tier(up_to=Decimal(10), unit_price=Decimal("6.5"), flat_fee=Decimal(50)),
+    Tier(unit_price=Decimal(6)),
+)
+GRADUATED = Graduated(model="graduated", tiers=TIERS)
+GRADUATED_FROM_ZERO = Graduated(model="graduated", tiers=TIERS, first_tier_flat_at_zero=True)
+VOLUME = Volume(model="volume", tiers=TIERS)
+VOLUME_FROM_ZERO = Volume(model="volume", tiers=TIERS, first_tier_flat_at_zero=True)
+PER_UNIT = PerUnit(model="per_unit", unit_price=Decimal("0.25"))
+PER_MILLION = PerUnit(model="per_unit", unit_price=Decimal("2.50"), per=Decimal(1000000))
+THIRDS = PerUnit(model="per_unit", unit_price=Decimal(1), per=Decimal(3))
+PACKAGE = Package(model="package", package_price=Decimal(15), package_size=Decimal(10))
+FULL_PACKAGE = Package(model="package", package_price=Decimal(15), package_size=Decimal(10), round="down")
+FREE_PACKAGE = Package(model="package", package_price=Decimal(15), package_size=Decimal(10), free_units=Decimal(5))
+MINIMUM = Package(model="package", package_price=Decimal(15), package_size=Decimal(10), minimum_packages=2)
+
+
+def tier_charge(tier: int, quantity: str, unit_price: str, flat_fee: str, amount: str) -> TierCharge:
+    return TierCharge(tier, Decimal(quantity), Decimal(unit_price), Decimal(flat_fee), Decimal(amount))
+
+
+@pytest.mark.parametrize(
+    ("price", "quantity", "amount"),
+    [
+        pytest.param(PER_UNIT, "0", "0", id="no units, no charge"),
+        pytest.param(PER_UNIT, "3.5", "0.875", id="parts of a unit count"),
+        pytest.param(PER_MILLION, "5000", "0.0125", id="a price for a million"),
+        pytest.param(THIRDS, "2", "0.666666666666666667", id="rounded once, to 18 decimals"),
+        pytest.param(GRADUATED, "0", "0", id="graduated: no usage, no flat fee"),
+        pytest.param(GRADUATED_FROM_ZERO, "0", "100", id="graduated: unless the rate card says so"),
+        pytest.param(GRADUATED, "0.000000000001", "100.000000000007", id="graduated: the least usage reaches tier 1"),
+        pytest.param(GRADUATED, "5", "135", id="graduated: the unit at the bound is in the lower tier"),
+        pytest.param(GRADUATED, "5.000000000001", "185.0000000000065", id="graduated: what is above it is not"),
+        pytest.param(GRADUATED, "10", "217.5", id="graduated: the second bound too"),
+        pytest.param(GRADUATED, "20", "277.5", id="graduated: the last tier has no end"),
+        pytest.param(VOLUME, "0", "0", id="volume: no usage, no flat fee"),
+        pytest.param(VOLUME_FROM_ZERO, "0", "100", id="volume: unless the rate card says so"),
+        pytest.param(VOLUME, "5", "135", id="volume: the bound is in the lower tier"),
+        pytest.param(VOLUME, "6", "89", id="volume: one more, and all units have the next price"),
+        pytest.param(VOLUME, "20", "120", id="volume: the last tier has no end"),
+        pytest.param(PACKAGE, "0", "0", id="package: none"),
+        pytest.param(PACKAGE, "0.1", "15", id="package: a started one is paid"),
+        pytest.param(PACKAGE, "10", "15", id="package: just full"),
+        pytest.param(PACKAGE, "10.000000000001", "30", id="package: the next is started"),
+        pytest.param(FULL_PACKAGE, "9.999999999999", "0", id="package: rounded down, only full ones"),
+        pytest.param(FULL_PACKAGE, "20", "30", id="package: rounded down, just full"),
+        pytest.param(FREE_PACKAGE, "5", "0", id="package: free units first"),
+        pytest.param(FREE_PACKAGE, "15", "15", id="package: packages begin after them"),
+        pytest.param(MINIMUM, "0", "30", id="package: the minimum is due without usage"),
+        pytest.param(MINIMUM, "21", "45", id="package: above the minimum"),
+    ],
+)  # fmt: skip
+def test_charge(price: UsagePrice, quantity: str, amount: str) -> None:
+    assert charge(price, Decimal(quantity)) == Decimal(amount)
+
+
+@pytest.mark.parametrize(
+    ("price", "step", "amount", "parts"),
+    [
+        pytest.param(
+            GRADUATED, "4 12", "101.5",
+            [
+                tier_charge(1, "1", "7", "0", "7"),
+                tier_charge(2, "5", "6.5", "50", "82.5"),
+                tier_charge(3, "2", "6", "0", "12"),
+            ],
+            id="graduated: the rest of a tier, its fee already billed, then the next ones",
+        ),
+        pytest.param(
+            GRADUATED, "5 6", "56.5", [tier_charge(2, "1", "6.5", "50", "56.5")],
+            id="graduated: a full tier does not show",
+        ),
+        pytest.param(
+            GRADUATED, "12 9", "-18.5",
+            [tier_charge(2, "-1", "6.5", "0", "-6.5"), tier_charge(3, "-2", "6", "0", "-12")],
+            id="graduated: a falling quantity goes back through the tiers",
+        ),
+        pytest.param(
+            GRADUATED_FROM_ZERO, "0 1", "7", [tier_charge(1, "1", "7", "0", "7")],
+            id="graduated: the fee due without usage is not billed again",
+        ),
+        pytest.param(
+            VOLUME, "5 6", "-46",
+            [tier_charge(1, "-5", "7", "-100", "-135"), tier_charge(2, "6", "6.5", "50", "89")],
+            id="volume: a crossing takes the old tier back",
+        ),
+        pytest.param(
+            VOLUME, "6 8", "13", [tier_charge(2, "2", "6.5", "0", "13")],
+            id="volume: within a tier",
+        ),
+        pytest.param(
+            PACKAGE, "17 22", "15", [tier_charge(1, "5", "15", "0", "15")],
+            id="package: a new one",
+        ),
+        pytest.param(
+            PACKAGE, "12 17", "0", [tier_charge(1, "5", "15", "0", "0")],
+            id="package: inside a paid one the units still show",
+        ),
+        pytest.param(
+            THIRDS, "1 2", "0.333333333333333334", [tier_charge(1, "1", "1", "0", "0.333333333333333334")],
+            id="the last digit is what makes the sum right",
+        ),
+        pytest.param(PER_UNIT, "3 3", "0", [], id="nothing happened"),
+        pytest.param(MINIMUM, "0 4", "0", [tier_charge(1, "4", "15", "0", "0")], id="package: minimum paid before"),
+    ],
+)  # fmt: skip
+def test_charge_interval(price: UsagePrice, step: str, amount: str, parts: list[TierCharge]) -> None:
+    start, end = map(Decimal, step.split())
+    assert charge_interval(price, start, end, opening=False) == (Decimal(amount), tuple(parts))
+
+
+@pytest.mark.parametrize(
+    "price",
+    [PER_UNIT, THIRDS, GRADUATED, GRADUATED_FROM_ZERO, VOLUME, VOLUME_FROM_ZERO, PACKAGE, FREE_PACKAGE, MINIMUM],
+)
+def test_a_step_between_any_two_edges_costs_the_difference(price: UsagePrice) -> None:
+    edges = [Decimal(bound) + Decimal(step) for bound in (5, 10, 15) for step in ("-1E-12", "0", "1E-12")]
+    for start, end in product([Decimal(0), *edges, Decimal(99)], repeat=2):
+        amount, parts = charge_interval(price, start, end, opening=False)
+        assert amount == charge(price, end) - charge(price, start) == sum(part.amount for part in parts)
+        assert sum(part.quantity for part in parts) == end - start
+
+
+def test_the_opening_interval_bears_the_fees_due_without_usage() -> None:
+    zero = Decimal(0)
+    fee = (tier_charge(1, "0", "7", "100", "100"),)
+    assert charge_interval(GRADUATED_FROM_ZERO, zero, zero, opening=True) == (Decimal(100), fee)
+    assert charge_interval(GRADUATED_FROM_ZERO, zero, zero, opening=False) == (zero, ())
+    assert charge_interval(MINIMUM, zero, zero, opening=True)[0] == 30
+
+
+# --- A second implementation, with fractions ------------------------------------------------------------
+
+
+def rounded(value: Fraction) -> Fraction:
+    return Fraction(round(value * 10**18), 10**18)
+
+
+def expected_charge(price: UsagePrice, quantity: Decimal) -> Fraction:
+    units = Fraction(quantity)
+    if isinstance(price, PerUnit):
+        return rounded(units * Fraction(price.unit_price) / Fraction(price.per))
+    if isinstance(price, Package):
+        packages = max(units - Fraction(price.free_units), Fraction(0)) / Fraction(price.package_size)
+        whole = -(-packages // 1) if price.round == "up" else packages // 1
+        return rounded(max(whole, price.minimum_packages) * Fraction(price.package_price))
+    if not units:
+        return Fraction(price.tiers[0].flat_fee) if price.first_tier_flat_at_zero else Fraction(0)
+    total, floor = Fraction(0), Fraction(0)
+    for tier in price.tiers:
+        ceiling = units if tier.up_to is None else Fraction(tier.up_to)
+        inside = min(units, ceiling) - floor if isinstance(price, Graduated) else units
+        part = rounded(inside * Fraction(tier.unit_price) / Fraction(price.per) + Fraction(tier.flat_fee))
+        total = total + part if isinstance(price, Graduated) else part
+        if units <= ceiling:
+            break
+        floor = ceiling
+    return total
+
+
+@given(price=strategies.usage_prices, quantity=strategies.quantities)
+def test_a_charge_is_exact_at_38_digits(price: UsagePrice, quantity: Decimal) -> None:
+    expected = expected_charge(price, quantity)
+    if expected >= 10**20:
+        with pytest.raises(MoneyError):
+            charge(price, quantity)
+        return
+    amount = charge(price, quantity)
+    assert Fraction(amount) == expected
+    parts = charge_parts(price, quantity)
+    assert sum(Fraction(part.amount) for part in parts) == expected
+    assert sum(Fraction(part.quantity) for part in parts) == Fraction(quantity)
+    assert all(part.quantity or part.amount for part in parts)
+    assert [part.tier for part in parts] == sorted({part.tier for part in parts})
+
+
+@settings(max_examples=300)
+@given(usage=strategies.usage_of(strategies.usage_prices))
+def test_the_pieces_of_any_cutting_add_up_to_the_charge_of_the_whole(
+    usage: tuple[UsagePrice, list[Decimal]],
+) -> None:
+    price, cells = usage
+    total = Fraction(0)
+    by_tier: dict[int, list[Fraction]] = {}
+    for number, (start, end) in enumerate(pairwise([Decimal(0), *cells])):
+        amount, parts = charge_interval(price, start, end, opening=number == 0)
+        assert sum(Fraction(part.amount) for part in parts) == Fraction(amount)
+        assert sum(Fraction(part.quantity) for part in parts) == Fraction(end) - Fraction(start)
+        assert [part.tier for part in parts] == sorted({part.tier for part in parts})
+        assert all(part.quantity or part.amount for part in parts)
+        total += Fraction(amount)
+        for part in parts:
+            sums = by_tier.setdefault(part.tier, [Fraction(0)] * 3)
+            by_tier[part.tier] = [
+                old + Fraction(new) for old, new in zip(sums, (part.quantity, part.flat_fee, part.amount))
+            ]
+    assert total == Fraction(charge(price, cells[-1]))
+    whole = {
+        part.tier: [Fraction(part.quantity), Fraction(part.flat_fee), Fraction(part.amount)]
+        for part in charge_parts(price, cells[-1])
+    }
+    assert {tier: sums for tier, sums in by_tier.items() if sums[0] or sums[2]} == whole
+
+
+@given(usage=strategies.usage_of(strategies.usage_prices))
+def test_a_charge_is_right_at_the_bounds_too(usage: tuple[UsagePrice, list[Decimal]]) -> None:
+    price, quantities = usage
+    for quantity in quantities:
+        assert Fraction(charge(price, quantity)) == expected_charge(price, quantity)
+
+
+@given(usage=strategies.usage_of(strategies.rising_prices))
+def test_more_usage_never_costs_less(usage: tuple[UsagePrice, list[Decimal]]) -> None:
+    price, quantities = usage
+    for start, end in pairwise(sorted(quantities)):
+        assert charge_interval(price, start, end, opening=False)[0] >= 0
+
+
+@given(price=strategies.tiered_prices(Volume), quantity=strategies.small_quantities.filter(bool))
+def test_a_volume_charge_is_the_per_unit_charge_of_one_tier(price: Volume, quantity: Decimal) -> None:
+    number = sum(tier.up_to is not None and tier.up_to < quantity for tier in price.tiers)
+    tier = price.tiers[number]
+    assume(not tier.flat_fee)
+    alone = PerUnit(model="per_unit", unit_price=tier.unit_price, per=price.per)
+    assert charge(price, quantity) == charge(alone, quantity)
+
+
+# --- What is refused ------------------------------------------------------------------------------------
+
+
+def test_an_amount_that_does_not_fit_is_refused() -> None:
+    dear = PerUnit(model="per_unit", unit_price=Decimal(10) ** 17)
+    with pytest.raises(MoneyError):
+        charge_interval(dear, Decimal(0), Decimal(1000), opening=True)
+    half = Tier(up_to=Decimal(600), unit_price=Decimal(10) ** 17)
+    steps = Graduated(model="graduated", tiers=(half, Tier(unit_price=Decimal(10) ** 17)))
+    with pytest.raises(MoneyError):
+        charge(steps, Decimal(1200))
+
+
+def test_a_quantity_that_no_meter_yields_is_refused() -> None:
+    for quantity in (Decimal(-1), Decimal("1E-13"), Decimal(10) ** 26):
+        with pytest.raises(QuantityError):
+            charge(PER_UNIT, quantity)
+        with pytest.raises(QuantityError):
+            charge_parts(PER_UNIT, quantity)
+        with pytest.raises(QuantityError):
+            charge_interval(PER_UNIT, quantity, Decimal(1), opening=False)
+        with pytest.raises(QuantityError):
+            charge_interval(PER_UNIT, Decimal(1), quantity, opening=False)
+
+
+def test_a_price_without_a_price_for_the_usage_is_refused() -> None:
+    with pytest.raises(RateCardError, match="fixed"):
+        charge(Fixed(model="fixed", amount=Decimal(1)), Decimal(1))  # type: ignore[arg-type]
+    ends = (Tier(up_to=Decimal(5), unit_price=Decimal(1)),)  # the catalog does not let this through
+    for price in (
+        Graduated.model_construct(model="graduated", tiers=ends, per=Decimal(1), first_tier_flat_at_zero=False),
+        Volume.model_construct(model="volume", tiers=ends, per=Decimal(1), first_tier_flat_at_zero=False),
+    ):
+        with pytest.raises(RateCardError, match="tiers end at 5, usage is 6"):
+            charge(price, Decimal(6))
+
+
+# --- Fixed fees -----------------------------------------------------------------------------------------
+
+THIRTY = Fixed(model="fixed", amount=Decimal(30))
+OCTOBER = datetime(2026, 10, 1, tzinfo=UTC)
+DAY = timedelta(days=1)
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "fee"),
+    [
+        pytest.param(OCTOBER, None, "30", id="all of the period"),
+        pytest.param(OCTOBER - DAY, OCTOBER + 99 * DAY, "30", id="more than the period"),
+        pytest.param(OCTOBER + 15 * DAY + DAY / 2, None, "15", id="half of 31 days"),
+        pytest.param(OCTOBER, OCTOBER + DAY, "0.967741935483870968", id="one day of 31"),
+        pytest.param(OCTOBER, OCTOBER + timedelta(seconds=1), "0.000011200716845878", id="one second"),
+        pytest.param(OCTOBER + 31 * DAY, None, "0", id="starts when the period ends"),
+        pytest.param(OCTOBER - DAY, OCTOBER, "0", id="ended when the period starts"),
+        pytest.param(OCTOBER + 40 * DAY, OCTOBER + 50 * DAY, "0", id="later"),
+    ],
+)
+def test_fixed_fee(start: datetime, end: datetime | None, fee: str) -> None:
+    assert fixed_fee(THIRTY, period_with_label("2026-10", "UTC", 1), start, end) == Decimal(fee)
+
+
+def test_a_month_with_a_clock_change_has_its_own_number_of_seconds() -> None:
+    october = period_with_label("2026-10", "Europe/Berlin", 1)
+    assert fixed_fee(THIRTY, october, october.start, october.start + timedelta(hours=745) / 5) == 6
+
+
+@given(
+    start=strategies.instants.map(lambda instant: instant.replace(microsecond=0)),
+    length=st.integers(1, 400 * 86400).map(lambda seconds: timedelta(seconds=seconds)),
+    time_zone=strategies.time_zones,
+    anchor_day=strategies.anchor_days,
+)
+def test_a_subscription_pays_for_each_period_what_it_covers(
+    start: datetime, length: timedelta, time_zone: str, anchor_day: int
+) -> None:
+    end = start + length
+    periods = list(billing_periods(start, end, time_zone, anchor_day))
+    for period in periods:
+        covered = (min(end, period.end) - max(start, period.start)) / timedelta(seconds=1)
+        seconds = (period.end - period.start) / timedelta(seconds=1)
+        share = Fraction(int(covered), int(seconds))
+        assert Fraction(fixed_fee(THIRTY, period, start, end)) == rounded(30 * share)
+    assert fixed_fee(THIRTY, billing_period(periods[0].start - DAY, time_zone, anchor_day), start, end) == 0

@@ -1,0 +1,285 @@
+"""Examples that other systems publish, priced by the rules: every case is run, or listed with a reason.
+
+The cases lie outside the repository, in `cases/` of the folder that METERLINE_SHARED names.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterable
+from decimal import Decimal, localcontext
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from meterline.schemas.catalog import Graduated, Package, PerUnit, Tier, UsagePrice, Volume
+from meterline.transforms.rules.money import EXACT, round_money
+from meterline.transforms.rules.pricing import charge, charge_interval
+
+Case = dict[str, Any]
+Amounts = dict[str, Decimal]
+
+ROOT = Path(__file__).parents[2]
+FOLDER = Path(os.environ.get("METERLINE_SHARED", ROOT.parent / "shared")) / "cases"
+CASES: dict[str, Case] = {
+    case["id"]: case
+    for file in ("openmeter.json", "published_prices.json")
+    if (FOLDER / file).exists()
+    for case in json.loads((FOLDER / file).read_text())
+}
+needs_cases = pytest.mark.skipif(not CASES, reason="no published cases; METERLINE_SHARED names their folder")
+
+SPEND_LIMITS = "a minimum or maximum of the period's amount is an invoice step"
+DISCOUNTS = "discounts are an invoice step"
+CREDITS = "credits and grants are an invoice step"
+SESSIONS = "a minimum for each run of a machine needs usage by run"
+
+NOT_YET: dict[str, str] = {
+    case_id: reason
+    for reason, case_ids in {
+        SPEND_LIMITS: """
+            om-grad-min1000-zero om-grad-min1000-2 om-grad-min1000-mid om-grad-max170
+            om-vol-0-min150 om-vol-100-min100 om-vol-5-min150 om-vol-5-min100 om-vol-5-max100 om-vol-7-max125
+            om-pkg-60to110-max100 om-pkg-10-max100 om-pkg-0-min100 om-dyn-max100 om-dyn-min100
+            om-unit-10x10-max100 om-unit-7to12-max100 om-unit-0-min100 om-unit-50pct-max100
+        """,
+        DISCOUNTS: """
+            llm-opus-batch llm-batch-labels llm-batch-products llm-batch-contracts llm-haiku45-batch
+        """,
+        CREDITS: """
+            om-credits-full om-credits-part supabase-logs-12gb supabase-logs-2gb
+            om-grant-none om-grant-single om-grant-voided om-grant-expired om-grant-active-during om-grant-two
+            om-grant-priority om-grant-expiry-order om-grant-recurring om-grant-recur-later-before
+            om-grant-recur-later-after om-grant-recur-not-reapplied om-grant-rollover-max50
+            om-grant-rollover-overage om-grant-reset-with-refill om-grant-latest-agg
+        """,
+        SESSIONS: """
+            snowflake-X-Small-1h snowflake-Large-1h snowflake-4X-Large-1h snowflake-X-Small-30s-derived
+            snowflake-Large-61s-derived snowflake-Medium-90s-derived
+        """,
+        "volume usage is billed as it comes, not held back until the period closes": "om-vol-mid-split-10",
+    }.items()
+    for case_id in case_ids.split()
+}
+
+PARTLY = {"supabase-logs-12gb", "supabase-logs-2gb", "om-credits-full", "om-credits-part"}
+"""Listed for what follows the price; the amount before it is run."""
+
+# --- Models as prices -----------------------------------------------------------------------------------
+
+HOURS_OF_MONTH = 744
+KIBIBYTES_PER_GIBIBYTE = 1048576
+
+
+def graduated(params: Case, per: Decimal = Decimal(1)) -> Graduated:
+    flag = params.get("first_tier_flat_at_zero", False)
+    return Graduated(model="graduated", tiers=tiers(params, per), per=per, first_tier_flat_at_zero=flag)
+
+
+def volume(params: Case) -> Volume:
+    # Where the published cases say nothing, a flat fee of the first tier is due without usage.
+    return Volume(model="volume", tiers=tiers(params), first_tier_flat_at_zero=True)
+
+
+def tiers(params: Case, per: Decimal = Decimal(1)) -> tuple[Tier, ...]:
+    """The tiers with their bounds in the meter's unit; the last one is without end."""
+    bounds = [None if tier["up_to"] is None else Decimal(tier["up_to"]) * per for tier in params["tiers"]]
+    return tuple(
+        Tier(up_to=bound, unit_price=tier["unit_amount"], flat_fee=tier.get("flat_amount", "0"))
+        for bound, tier in zip([*bounds[:-1], None], params["tiers"])
+    )
+
+
+def per_unit(params: Case, per: Decimal = Decimal(1)) -> PerUnit:
+    return PerUnit(model="per_unit", unit_price=params["unit_amount"], per=params.get("per", per))
+
+
+def package(params: Case) -> Package:
+    return Package(
+        model="package",
+        package_price=params.get("package_amount", "1"),
+        package_size=params["package_size"],
+        minimum_packages=int(params.get("minimum_packages", "0")),
+    )
+
+
+def after_free_units(unit_price: str, free_units: str) -> Graduated:
+    steps = (Tier(up_to=Decimal(free_units)), Tier(unit_price=Decimal(unit_price)))
+    return Graduated(model="graduated", tiers=steps)
+
+
+# --- Cases as calls of the rules ------------------------------------------------------------------------
+
+
+def money(amount: Decimal, params: Case) -> Decimal:
+    """The amount as the case writes it: some round each line to cents."""
+    assert params.get("round_places", 2) == 2
+    return round_money(amount, "USD", "half_even") if "round_places" in params else amount
+
+
+def total(price: Callable[[Case], UsagePrice]) -> Callable[[Case], Amounts]:
+    return lambda case: {"amount": money(charge(price(case["params"]), Decimal(case["usage"][0])), case["params"])}
+
+
+def step(price: Callable[[Case], UsagePrice]) -> Callable[[Case], Amounts]:
+    def run(case: Case) -> Amounts:
+        already = Decimal(case["params"]["already_quantity"])
+        now = already + Decimal(case["usage"][0])
+        return {"amount": charge_interval(price(case["params"]), already, now, opening=False)[0]}
+
+    return run
+
+
+def package_count(case: Case) -> Amounts:
+    return {"packages": charge(package(case["params"]), Decimal(case["usage"][0]))}
+
+
+def usage_discount(case: Case) -> Amounts:
+    already = Decimal(case["params"]["already_quantity"])
+    price = after_free_units("1", case["params"]["free_units"])
+    billable, parts = charge_interval(price, already, already + Decimal(case["usage"][0]), opening=False)
+    free = sum((part.quantity for part in parts if part.tier == 1), start=Decimal(0))
+    return {"billable": billable, "already_billable": charge(price, already), "discounted_now": free}
+
+
+def dynamic(case: Case) -> Amounts:
+    """The events carry money: a meter sums it, and its unit, one dollar, is sold with the markup."""
+    price = PerUnit(model="per_unit", unit_price=case["params"]["multiplier"])
+    return {"amount": money(charge(price, Decimal(case["usage"][0])), case["params"])}
+
+
+def token_pricing(case: Case) -> Amounts:
+    prices = case["params"]["per_million"]
+    lines = (
+        charge(PerUnit(model="per_unit", unit_price=prices[kind], per=Decimal(10**6)), Decimal(tokens))
+        for kind, tokens in case["usage"].items()
+    )
+    return {"amount": exact_sum(lines)}
+
+
+def byte_hours(case: Case) -> tuple[Decimal, Decimal]:
+    """Usage in byte-hours, and how many of them are one gibibyte stored for a month."""
+    usage = sum(Decimal(part["bytes"]) * part["hours"] for part in case["usage"])
+    return Decimal(usage), Decimal(case["params"].get("bytes_per_gb", 2**30)) * HOURS_OF_MONTH
+
+
+def graduated_byte_hours(case: Case) -> Amounts:
+    usage, per = byte_hours(case)
+    months = charge(PerUnit(model="per_unit", unit_price=Decimal(1), per=per), usage)
+    return {"byte_hours": usage, "gb_months": months, "amount": charge(graduated(case["params"], per), usage)}
+
+
+def stored_byte_hours(case: Case) -> Amounts:
+    usage, per = byte_hours(case)
+    months = charge(PerUnit(model="per_unit", unit_price=Decimal(1), per=per), usage)
+    amount = charge(per_unit(case["params"], per), usage)
+    return {
+        "gb_months": round_money(months, "USD", "half_even"),
+        "amount": round_money(amount, "USD", "half_even"),
+    }
+
+
+def free_units_lines(case: Case) -> Amounts:
+    lines = {
+        name: money(charge(after_free_units(line["unit_amount"], line["free_units"]), usage), line)
+        for name, line in case["params"]["lines"].items()
+        for usage in [Decimal(case["usage"][name])]
+    }
+    return lines | {"amount": exact_sum(lines.values())}
+
+
+def s3_express_lines(case: Case) -> Amounts:
+    params, usage = case["params"], {name: Decimal(amount) for name, amount in case["usage"].items()}
+    kibibytes = Decimal(params["request_kb"])
+    prices = {
+        "storage": (params["storage_gb_month"], 1, usage["gb_months"]),
+        "put": (params["put_per_1000"], 1000, usage["put"]),
+        "get": (params["get_per_1000"], 1000, usage["get"]),
+        "upload": (params["upload_per_gb"], KIBIBYTES_PER_GIBIBYTE, usage["put"] * kibibytes),
+        "retrieve": (params["retrieve_per_gb"], KIBIBYTES_PER_GIBIBYTE, usage["get"] * kibibytes),
+    }
+    lines = {
+        name: money(charge(PerUnit(model="per_unit", unit_price=price, per=per), quantity), params)
+        for name, (price, per, quantity) in prices.items()
+    }
+    return lines | {"amount": exact_sum(lines.values())}
+
+
+def supabase_lines(case: Case) -> Amounts:
+    params = case["params"]
+    price = after_free_units(params["logs_per_gb"], params["logs_free_gb"])
+    logs = charge(price, Decimal(case["usage"]["logs_gb"]))
+    return {"logs": logs, "subtotal": exact_sum([Decimal(params["plan"]), Decimal(params["compute_micro"]), logs])}
+
+
+def gross_of_credits(case: Case) -> Amounts:
+    return {"gross": charge(graduated(case["params"]), Decimal(case["usage"][0]))}
+
+
+def exact_sum(amounts: Iterable[Decimal]) -> Decimal:
+    with localcontext(EXACT):
+        return sum(amounts, start=Decimal(0))
+
+
+RUNS: dict[str, Callable[[Case], Amounts]] = {
+    "per_unit": total(per_unit),
+    "graduated": total(graduated),
+    "graduated.incremental": step(graduated),
+    "volume": total(volume),
+    "package": total(package),
+    "package.incremental": step(package),
+    "package_count": package_count,
+    "usage_discount": usage_discount,
+    "dynamic": dynamic,
+    "token_pricing": token_pricing,
+    "graduated.byte_hours": graduated_byte_hours,
+    "composite": free_units_lines,
+    "credits_applied": gross_of_credits,
+}
+OWN_RUNS = {
+    "aws-s3-express-ex1": s3_express_lines,
+    "aws-s3-express-ex2-storage": stored_byte_hours,
+    "supabase-logs-12gb": supabase_lines,
+    "supabase-logs-2gb": supabase_lines,
+}
+BEYOND_THE_PRICE = {"minimum_amount", "maximum_amount", "last_of_period", "percent_discount"}
+
+
+def run(case: Case) -> Amounts:
+    return OWN_RUNS.get(case["id"], RUNS.get(case["model"], lambda case: {}))(case)
+
+
+# --- Tests ----------------------------------------------------------------------------------------------
+
+
+@needs_cases
+@pytest.mark.parametrize("case_id", [case_id for case_id in CASES if case_id not in NOT_YET])
+def test_a_published_case(case_id: str) -> None:
+    case = CASES[case_id]
+    expected = case.get("exact_expected", case["expected"])
+    amounts = run(case)
+    assert {name: amounts.get(name) for name in expected} == {
+        name: Decimal(amount) for name, amount in expected.items()
+    }
+
+
+@needs_cases
+@pytest.mark.parametrize("case_id", sorted(PARTLY))
+def test_what_a_published_case_expects_before_credits(case_id: str) -> None:
+    case = CASES[case_id]
+    amounts = run(case)
+    assert amounts
+    assert amounts == {name: Decimal(case["expected"][name]) for name in amounts}
+
+
+@needs_cases
+def test_every_published_case_is_run_or_listed() -> None:
+    assert set(NOT_YET) - set(CASES) == set(), "listed, but no longer published"
+    assert set(NOT_YET) >= PARTLY
+    for case_id, case in CASES.items():
+        beyond = BEYOND_THE_PRICE & set(case["params"])
+        runs = not beyond and (case_id in OWN_RUNS or case["model"] in RUNS)
+        listed = case_id in NOT_YET and case_id not in PARTLY
+        assert runs != listed, f"{case_id}: {'runs, take it off the list' if runs else 'neither run nor listed'}"

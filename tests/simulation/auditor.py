@@ -1,0 +1,686 @@
+"""The rules of billing once more: naive, slow, and written from docs/rules.md alone.
+
+Simulations compare what the pipelines wrote with these books. Nothing here may be shared with
+`transforms/`: a mistake must be made twice, independently, to go unseen. Numbers are `Fraction`,
+times are instants in UTC, every section of the page has its section here.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import json
+import re
+import zoneinfo
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, date, datetime, timedelta
+from decimal import Context, Decimal
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+HOUR = timedelta(hours=1)
+
+# A catalog as it stands in the YAML files: lists and dicts, every scalar a string.
+Catalog = dict[str, list[dict[str, Any]]]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What one event says to one meter."""
+
+    value: Fraction | str | None  # a quantity; the string form for distinct; None for count
+    dimensions: tuple[tuple[str, str], ...]  # (path, value), in the meter's order
+
+
+@dataclass(frozen=True)
+class Event:
+    """An accepted event."""
+
+    tenant: str
+    source: str
+    id: str
+    time: datetime
+    type: str
+    subject: str
+    readings: dict[str, Reading]  # by meter id
+    account_id: str
+    payload: bytes
+
+    def content(self) -> tuple[object, ...]:
+        """What may not differ between duplicates."""
+        return (self.time, self.type, self.subject, self.readings)
+
+
+@dataclass
+class Books:
+    accepted: list[Event] = field(default_factory=list)
+    duplicates: int = 0
+    rejects: list[tuple[str, str, bytes]] = field(default_factory=list)  # reason, stage, payload
+    line_items: list[dict[str, Any]] = field(default_factory=list)
+
+
+class Rejected(Exception):
+    def __init__(self, reason: str, stage: str = "validate") -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.stage = stage
+
+
+def audit(records: Sequence[bytes], catalog: Catalog, received: datetime, horizon: timedelta | None) -> Books:
+    """Decide on every record and price what was accepted.
+
+    Args:
+      records: In the order of arrival, which decides only which of two conflicting events counts.
+      catalog: As `read_catalog` gives it.
+      received: When all the records came in.
+      horizon: How old an event may be then; None for no bound.
+    """
+    books = Books()
+    first_of_identity: dict[tuple[str, str, str, date], Event] = {}
+    for record in records:
+        try:
+            event = event_of(record, catalog, received, horizon)
+            identity = (event.tenant, event.source, event.id, event.time.date())
+            first = first_of_identity.get(identity)
+            if first is not None and first.content() != event.content():
+                raise Rejected("conflict", "deduplicate")
+        except Rejected as reject:
+            books.rejects.append((reject.reason, reject.stage, record))
+            continue
+        if first is not None:
+            books.duplicates += 1
+        else:
+            first_of_identity[identity] = event
+            books.accepted.append(event)
+    rate(books, catalog)
+    return books
+
+
+def read_catalog(folder: str | Path) -> Catalog:
+    """All YAML files below `folder` as one catalog: their lists put together, every scalar a string."""
+    import yaml  # only here: the audit itself needs nothing but the standard library
+
+    catalog: Catalog = {}
+    for path in sorted(Path(folder).rglob("*")):
+        hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
+        if path.suffix in (".yaml", ".yml") and not hidden:
+            content = yaml.load(path.read_text(encoding="utf-8"), Loader=yaml.BaseLoader) or {}
+            for kind, entries in content.items():
+                catalog.setdefault(kind, []).extend(entries or [])
+    return catalog
+
+
+def given(entry: dict[str, Any], key: str) -> str | None:
+    """An optional scalar of the catalog; YAML spells an absent one in several ways."""
+    value = entry.get(key)
+    return None if value in (None, "", "~", "null", "Null", "NULL") else str(value)
+
+
+def yes(entry: dict[str, Any], key: str) -> bool:
+    return (given(entry, key) or "false").lower() in ("true", "yes", "on")
+
+
+def instant(text: str) -> datetime:
+    """An instant of the catalog."""
+    return datetime.fromisoformat(text).astimezone(UTC)
+
+
+# Section 1: which records are events
+
+
+@dataclass(frozen=True)
+class Number:
+    """A JSON number, as it was written."""
+
+    text: str
+
+
+REQUIRED = ("specversion", "id", "source", "type", "time", "subject", "data")
+CONTEXT = ("specversion", "id", "source", "type", "time", "subject", "datacontenttype", "dataschema")
+
+JSON_STRING = re.compile(r'"(?:[^"\\]|\\.)*"', re.DOTALL)
+JSON_NUMBER = re.compile(r"(-?)(0|[1-9][0-9]*)(?:\.([0-9]+))?(?:[eE]([+-]?[0-9]+))?")
+JSON_INTEGER = re.compile(r"-?(?:0|[1-9][0-9]*)")
+ATTRIBUTE_NAME = re.compile(r"[a-z0-9]{1,50}")
+MEDIA_TYPE = re.compile(r"[!#$%&'*+.^_`|~0-9a-z-]+/(?:[!#$%&'*+.^_`|~0-9a-z-]+\+)?json")
+RFC_3339 = re.compile(
+    r"([0-9]{4})-([0-9]{2})-([0-9]{2})[Tt]([0-9]{2}):([0-9]{2}):([0-9]{2})(?:\.([0-9]+))?"
+    r"(?:[Zz]|([+-])([0-9]{2}):([0-9]{2}))"
+)
+
+
+def event_of(record: bytes, catalog: Catalog, received: datetime, horizon: timedelta | None) -> Event:
+    """The checks in the order of the table."""
+    if len(record) > 1_048_576:
+        raise Rejected("too_large")
+    attributes = {name: value for name, value in json_object(record).items() if value is not None}
+    for name in REQUIRED:
+        if attributes.get(name, "") == "":
+            raise Rejected("missing_field")
+    check_attributes(attributes)
+    time = time_of(attributes["time"])
+    if horizon is not None and time < received - horizon:
+        raise Rejected("too_old")
+    if time > received + HOUR:
+        raise Rejected("in_future")
+    meters = [meter for meter in catalog["meters"] if meter["event_type"] == attributes["type"]]
+    if not meters:
+        raise Rejected("unknown_type")
+    data = attributes["data"]
+    values = {meter["id"]: value_of(meter, data) for meter in meters}
+    dimensions = {
+        meter["id"]: tuple((path, dimension_of(path, data)) for path in meter.get("dimensions") or [])
+        for meter in meters
+    }
+    tenant = attributes.get("tenantid") or "default"
+    subject = attributes["subject"]
+    for account in catalog["accounts"]:
+        if tenant_of(account) == tenant and subject in [account["id"], *(account.get("subjects") or [])]:
+            break
+    else:
+        raise Rejected("unknown_subject", "attribute")
+    return Event(
+        tenant,
+        attributes["source"],
+        attributes["id"],
+        time,
+        attributes["type"],
+        subject,
+        {meter["id"]: Reading(values[meter["id"]], dimensions[meter["id"]]) for meter in meters},
+        account["id"],
+        record,
+    )
+
+
+def json_object(record: bytes) -> dict[str, Any]:
+    try:
+        text = record.decode("utf-8")
+    except UnicodeDecodeError:
+        raise Rejected("malformed") from None
+    # Outside of its strings, valid JSON has brackets only around objects and arrays.
+    # On text that is not valid these two checks may err: it is malformed anyway.
+    outside = JSON_STRING.sub('""', text)
+    depth = 0
+    for character in outside:
+        if character in "[{":
+            depth += 1
+        if character in "]}":
+            depth -= 1
+        if depth > 64:
+            raise Rejected("malformed")
+    if any(len(number) > 4000 for number in re.findall(r"[-+.0-9eE]+", outside)):
+        raise Rejected("malformed")
+    try:
+        value = json.loads(text, parse_int=Number, parse_float=Number, parse_constant=no_json)
+    except ValueError:
+        raise Rejected("malformed") from None
+    if not isinstance(value, dict):
+        raise Rejected("malformed")
+    return value
+
+
+def no_json(constant: str) -> None:
+    raise ValueError(f"{constant} is no JSON")
+
+
+def check_attributes(attributes: dict[str, Any]) -> None:
+    bad = Rejected("bad_attribute")
+    for name, value in attributes.items():
+        if not ATTRIBUTE_NAME.fullmatch(name):  # data_base64 is such a name
+            raise bad
+        if name == "data":
+            if not isinstance(value, dict):
+                raise bad
+        elif name in CONTEXT or name == "tenantid":
+            if not isinstance(value, str):
+                raise bad
+        elif isinstance(value, Number):
+            if not JSON_INTEGER.fullmatch(value.text) or not -(2**31) <= int(value.text) < 2**31:
+                raise bad
+        elif not isinstance(value, (str, bool)):
+            raise bad
+        if isinstance(value, str):
+            if len(value) > {"id": 512, "tenantid": 100}.get(name, 1024):
+                raise bad
+            if any(forbidden(ord(character)) for character in value):
+                raise bad
+    if attributes["specversion"] != "1.0":
+        raise bad
+    if not URI_REFERENCE.fullmatch(attributes["source"]):
+        raise bad
+    if "dataschema" in attributes and not ABSOLUTE_URI.fullmatch(attributes["dataschema"]):
+        raise bad
+    if "datacontenttype" in attributes:
+        media_type = attributes["datacontenttype"].split(";")[0].strip(" \t")
+        if not media_type.isascii() or not MEDIA_TYPE.fullmatch(media_type.lower()):
+            raise bad
+
+
+def forbidden(code: int) -> bool:
+    """Control characters, surrogates and noncharacters."""
+    return (
+        code <= 0x1F
+        or 0x7F <= code <= 0x9F
+        or 0xD800 <= code <= 0xDFFF
+        or 0xFDD0 <= code <= 0xFDEF
+        or code & 0xFFFE == 0xFFFE
+    )
+
+
+def time_of(text: str) -> datetime:
+    match = RFC_3339.fullmatch(text)
+    if not match:
+        raise Rejected("bad_time")
+    year, month, day, hour, minute, second, fraction, sign, offset_hours, offset_minutes = match.groups("")
+    microsecond = (fraction + "000000")[:6]
+    try:
+        time = datetime(int(year), int(month), int(day), int(hour), int(minute), int(second), int(microsecond), UTC)
+        if sign:
+            if int(offset_hours) > 23 or int(offset_minutes) > 59:
+                raise Rejected("bad_time")
+            offset = timedelta(hours=int(offset_hours), minutes=int(offset_minutes))
+            time = time - offset if sign == "+" else time + offset
+    except (ValueError, OverflowError):
+        raise Rejected("bad_time") from None
+    if not datetime(1970, 1, 1, tzinfo=UTC) <= time < datetime(2200, 1, 1, tzinfo=UTC):
+        raise Rejected("bad_time")
+    return time
+
+
+def property_of(path: str, data: dict[str, Any]) -> Any:
+    """The property under a path; None where it is absent."""
+    value: Any = data
+    for key in path.split("."):
+        if not isinstance(value, dict):
+            return None
+        value = value.get(key)
+    return value
+
+
+def exact(text: str) -> Fraction | None:
+    """The value of a JSON number; None if it is 10^100 or more or has more than 100 decimals."""
+    match = JSON_NUMBER.fullmatch(text)
+    assert match, text
+    sign, whole, decimals, exponent = match.groups("")
+    digits = whole + decimals
+    power = int(exponent or "0") - len(decimals)
+    power += len(digits) - len(digits.rstrip("0"))
+    digits = digits.strip("0")
+    if not digits:
+        return Fraction(0)
+    if -power > 100 or len(digits) + power > 100:
+        return None
+    return int(sign + digits) * Fraction(10) ** power
+
+
+def string_form(value: Fraction) -> str:
+    """Decimal digits without exponent and without trailing zeros."""
+    scaled = abs(value) * 10**100
+    assert scaled.denominator == 1
+    digits = str(scaled.numerator).rjust(101, "0")
+    text = digits[:-100] + ("." + digits[-100:]).rstrip("0").rstrip(".")
+    return "-" + text if value < 0 else text
+
+
+def value_of(meter: dict[str, Any], data: dict[str, Any]) -> Fraction | str | None:
+    bad = Rejected("bad_quantity")
+    if meter["aggregation"] == "count":
+        return None
+    raw = property_of(meter["value"], data)
+    if meter["aggregation"] == "distinct":
+        if isinstance(raw, str) and raw != "" and not has_surrogate(raw):
+            return raw
+        if isinstance(raw, Number):
+            number = exact(raw.text)
+            if number is not None:
+                return string_form(number)
+        raise bad
+    if isinstance(raw, Number):
+        text = raw.text
+    elif isinstance(raw, str) and len(raw) <= 4000 and JSON_NUMBER.fullmatch(raw):
+        text = raw
+    else:
+        raise bad
+    quantity = exact(text)
+    if quantity is None or not 0 <= quantity < 10**20 or (quantity * 10**12).denominator != 1:
+        raise bad
+    return quantity
+
+
+def dimension_of(path: str, data: dict[str, Any]) -> str:
+    bad = Rejected("bad_dimension")
+    raw = property_of(path, data)
+    if raw is None:
+        return ""
+    if isinstance(raw, bool):
+        return "true" if raw else "false"
+    if isinstance(raw, Number):
+        number = exact(raw.text)
+        if number is None:
+            raise bad
+        return string_form(number)
+    if not isinstance(raw, str) or len(raw) > 256 or has_surrogate(raw):
+        raise bad
+    return raw
+
+
+def has_surrogate(text: str) -> bool:
+    return any(0xD800 <= ord(character) <= 0xDFFF for character in text)
+
+
+def _uri_grammar() -> tuple[re.Pattern[str], re.Pattern[str]]:
+    """RFC 3986, appendix A, line by line: URI-reference and absolute-URI."""
+    unreserved = r"[A-Za-z0-9._~-]"
+    pct_encoded = r"%[0-9A-Fa-f]{2}"
+    sub_delims = r"[!$&'()*+,;=]"
+    pchar = rf"(?:{unreserved}|{pct_encoded}|{sub_delims}|[:@])"
+    query = fragment = rf"(?:{pchar}|[/?])*"
+    segment = rf"{pchar}*"
+    segment_nz = rf"{pchar}+"
+    segment_nz_nc = rf"(?:{unreserved}|{pct_encoded}|{sub_delims}|@)+"
+    path_abempty = rf"(?:/{segment})*"
+    path_absolute = rf"/(?:{segment_nz}(?:/{segment})*)?"
+    path_noscheme = rf"{segment_nz_nc}(?:/{segment})*"
+    path_rootless = rf"{segment_nz}(?:/{segment})*"
+    dec_octet = r"(?:25[0-5]|2[0-4][0-9]|1[0-9]{2}|[1-9][0-9]|[0-9])"
+    ipv4 = rf"{dec_octet}\.{dec_octet}\.{dec_octet}\.{dec_octet}"
+    h16 = r"[0-9A-Fa-f]{1,4}"
+    ls32 = rf"(?:{h16}:{h16}|{ipv4})"
+    ipv6 = "|".join(
+        [
+            rf"(?:{h16}:){{6}}{ls32}",
+            rf"::(?:{h16}:){{5}}{ls32}",
+            rf"(?:{h16})?::(?:{h16}:){{4}}{ls32}",
+            rf"(?:(?:{h16}:){{0,1}}{h16})?::(?:{h16}:){{3}}{ls32}",
+            rf"(?:(?:{h16}:){{0,2}}{h16})?::(?:{h16}:){{2}}{ls32}",
+            rf"(?:(?:{h16}:){{0,3}}{h16})?::{h16}:{ls32}",
+            rf"(?:(?:{h16}:){{0,4}}{h16})?::{ls32}",
+            rf"(?:(?:{h16}:){{0,5}}{h16})?::{h16}",
+            rf"(?:(?:{h16}:){{0,6}}{h16})?::",
+        ]
+    )
+    ipv_future = rf"[vV][0-9A-Fa-f]+\.(?:{unreserved}|{sub_delims}|:)+"
+    reg_name = rf"(?:{unreserved}|{pct_encoded}|{sub_delims})*"  # every IPv4 address is one
+    host = rf"(?:\[(?:{ipv6}|{ipv_future})\]|{reg_name})"
+    userinfo = rf"(?:{unreserved}|{pct_encoded}|{sub_delims}|:)*"
+    authority = rf"(?:{userinfo}@)?{host}(?::[0-9]*)?"
+    scheme = r"[A-Za-z][A-Za-z0-9+.-]*"
+    hier_part = rf"(?://{authority}{path_abempty}|{path_absolute}|{path_rootless}|)"
+    relative_part = rf"(?://{authority}{path_abempty}|{path_absolute}|{path_noscheme}|)"
+    absolute_uri = rf"{scheme}:{hier_part}(?:\?{query})?"
+    relative_ref = rf"{relative_part}(?:\?{query})?(?:#{fragment})?"
+    reference = rf"(?:{absolute_uri}(?:#{fragment})?|{relative_ref})"
+    return re.compile(reference), re.compile(absolute_uri)
+
+
+URI_REFERENCE, ABSOLUTE_URI = _uri_grammar()
+
+
+# Section 3: attribution
+
+
+def tenant_of(account: dict[str, Any]) -> str:
+    return given(account, "tenant") or "default"
+
+
+def by_id(entries: list[dict[str, Any]], wanted: str) -> dict[str, Any]:
+    return next(entry for entry in entries if entry["id"] == wanted)
+
+
+def account_and_ancestors(account_id: str, catalog: Catalog) -> list[dict[str, Any]]:
+    account = by_id(catalog["accounts"], account_id)
+    line = [account]
+    while given(account, "parent"):
+        account = by_id(catalog["accounts"], account["parent"])
+        line.append(account)
+    return line
+
+
+def billing_account_of(account_id: str, catalog: Catalog) -> str:
+    for account in account_and_ancestors(account_id, catalog):
+        billed = yes(account, "billed") if given(account, "billed") else not given(account, "parent")
+        if billed:
+            return str(account["id"])
+    return ""
+
+
+@dataclass(frozen=True)
+class Terms:
+    """How one event is priced for one meter."""
+
+    subscription_id: str
+    charge_id: str
+    version: str
+    price: dict[str, Any] | None
+    period: tuple[datetime, datetime]
+
+
+def terms_of(event: Event, meter_id: str, catalog: Catalog) -> Terms:
+    for account in account_and_ancestors(event.account_id, catalog):
+        for subscription in catalog.get("subscriptions", []):
+            if subscription["account"] != account["id"] or not in_force(subscription, event.time):
+                continue
+            plan = by_id(catalog["plans"], subscription["plan"])
+            for charge in plan["charges"]:
+                if given(charge, "meter") == meter_id:
+                    return priced_terms(event.time, subscription, plan, charge, catalog)
+    return unpriced_terms(event.time)
+
+
+def in_force(subscription: dict[str, Any], time: datetime) -> bool:
+    end = given(subscription, "end")
+    return instant(subscription["start"]) <= time and (end is None or time < instant(end))
+
+
+def priced_terms(
+    time: datetime,
+    subscription: dict[str, Any],
+    plan: dict[str, Any],
+    charge: dict[str, Any],
+    catalog: Catalog,
+) -> Terms:
+    versions = by_id(catalog["rate_cards"], plan["rate_card"])["versions"]
+    begun = [version for version in versions if instant(version["effective_from"]) <= time]
+    if not begun:
+        return unpriced_terms(time)
+    version = max(begun, key=lambda version: instant(version["effective_from"]))
+    if charge["id"] not in version["prices"]:
+        return unpriced_terms(time)
+    period = period_of(time, given(subscription, "time_zone") or "UTC", int(given(subscription, "anchor_day") or "1"))
+    return Terms(subscription["id"], charge["id"], version["version"], version["prices"][charge["id"]], period)
+
+
+def unpriced_terms(time: datetime) -> Terms:
+    return Terms("", "", "", None, period_of(time, "UTC", 1))
+
+
+# Section 4: periods and windows
+
+
+def period_of(time: datetime, zone: str, anchor_day: int) -> tuple[datetime, datetime]:
+    """The billing period that holds the instant: the starts of all months around it, and a look."""
+    starts = []
+    for months in range(time.year * 12 + time.month - 1 - 3, time.year * 12 + time.month - 1 + 4):
+        year, month = months // 12, months % 12 + 1
+        starts.append(first_instant(date(year, month, min(anchor_day, days_in_month(year, month))), zone))
+    for start, end in itertools.pairwise(starts):
+        if start <= time < end:
+            return start, end
+    raise AssertionError(f"no period of {zone} around {time}")
+
+
+def days_in_month(year: int, month: int) -> int:
+    next_month = date(year + 1, 1, 1) if month == 12 else date(year, month + 1, 1)
+    return (next_month - date(year, month, 1)).days
+
+
+@functools.cache
+def first_instant(day: date, zone: str) -> datetime:
+    """Local midnight; the first where it comes twice; the end of the clock's jump where there is none."""
+    tz = zoneinfo.ZoneInfo(zone)
+    midnight = datetime(day.year, day.month, day.day)  # noqa: DTZ001  (a wall clock's reading)
+    # Fold 0 is the first of two midnights. In a jump it reads the clock as it went before the jump,
+    # fold 1 as it went after: the jump lies between the two instants.
+    late = midnight.replace(tzinfo=tz, fold=0).astimezone(UTC)
+    if late.astimezone(tz).replace(tzinfo=None) == midnight:
+        return late
+    moment = midnight.replace(tzinfo=tz, fold=1).astimezone(UTC)
+    while moment.astimezone(tz).replace(tzinfo=None) < midnight:
+        moment += timedelta(seconds=1)
+    return moment
+
+
+def window_of(time: datetime, period: tuple[datetime, datetime]) -> tuple[datetime, datetime]:
+    hour = time.replace(minute=0, second=0, microsecond=0)
+    return max(hour, period[0]), min(hour + HOUR, period[1])
+
+
+# Section 5: quantities
+
+
+def rate(books: Books, catalog: Catalog) -> None:
+    keys: dict[tuple[Any, ...], list[tuple[Event, Terms]]] = {}
+    for event in books.accepted:
+        for meter_id, reading in event.readings.items():
+            terms = terms_of(event, meter_id, catalog)
+            key = (
+                event.tenant,
+                billing_account_of(event.account_id, catalog),
+                terms.subscription_id,
+                terms.charge_id,
+                meter_id,
+                terms.version,
+                terms.period[0],
+                reading.dimensions,
+            )
+            keys.setdefault(key, []).append((event, terms))
+    for key in sorted(keys):
+        rate_key(books, key, keys[key], by_id(catalog["meters"], key[4]))
+
+
+def rate_key(books: Books, key: tuple[Any, ...], members: list[tuple[Event, Terms]], meter: dict[str, Any]) -> None:
+    tenant, billing_account, subscription, charge, meter_id, version, period_start, dimensions = key
+    cells: dict[tuple[datetime, str], list[Event]] = {}
+    for event, terms in members:
+        window = window_of(event.time, terms.period)
+        cells.setdefault((window[0], event.account_id), []).append(event)
+    price = members[0][1].price
+    period = members[0][1].period
+    line_items = []
+    so_far: list[Event] = []
+    quantity_from = Fraction(0)
+    for number, (window_start, account_id) in enumerate(sorted(cells), start=1):
+        events = cells[window_start, account_id]
+        so_far = so_far + events
+        quantity_to = aggregate(meter["aggregation"], meter_id, so_far)
+        if quantity_to >= 10**26:
+            books.rejects.append(("quantity_overflow", "rate", b""))
+            return
+        if price is None:
+            amount = Fraction(0)
+        elif number == 1:
+            amount = charge_for(quantity_to, price)
+        else:
+            amount = charge_for(quantity_to, price) - charge_for(quantity_from, price)
+        line_items.append(
+            {
+                "tenant_id": tenant,
+                "billing_account_id": billing_account,
+                "account_id": account_id,
+                "subscription_id": subscription,
+                "charge_id": charge,
+                "meter_id": meter_id,
+                "rate_card_version": version,
+                "dimensions": dict(dimensions),
+                "period_start": period_start,
+                "period_end": period[1],
+                "window_start": window_start,
+                "window_end": window_of(events[0].time, period)[1],
+                "quantity_from": quantity_from,
+                "quantity_to": quantity_to,
+                "amount": amount,
+                "event_count": len(events),
+                "revision": len(so_far),
+            }
+        )
+        quantity_from = quantity_to
+    books.line_items.extend(line_items)
+
+
+def aggregate(aggregation: str, meter_id: str, events: list[Event]) -> Fraction:
+    values: list[Any] = [event.readings[meter_id].value for event in events]
+    if aggregation == "count":
+        return Fraction(len(events))
+    if aggregation == "sum":
+        return sum(values, Fraction(0))
+    if aggregation == "min":
+        return Fraction(min(values))
+    if aggregation == "max":
+        return Fraction(max(values))
+    if aggregation == "distinct":
+        return Fraction(len(set(values)))
+    if aggregation == "latest":
+        latest = max(events, key=lambda event: (event.time, event.id, event.source))
+        value = latest.readings[meter_id].value
+        assert isinstance(value, Fraction)
+        return value
+    raise AssertionError(f"unknown aggregation {aggregation}")
+
+
+# Section 6: amounts, and the price models of schemas/catalog.py
+
+
+def charge_for(quantity: Fraction, price: dict[str, Any]) -> Fraction:
+    """C(q), in currency units."""
+    model = price["model"]
+    if model == "package":
+        return package_charge(quantity, price)
+    per = Fraction(given(price, "per") or "1")
+    if model == "per_unit":
+        return rounded(quantity * Fraction(price["unit_price"]) / per)
+    flat_at_zero = yes(price, "first_tier_flat_at_zero")
+    total = Fraction(0)
+    lower = Fraction(0)
+    for number, tier in enumerate(price["tiers"], start=1):
+        up_to = given(tier, "up_to")
+        upper = None if up_to is None else Fraction(up_to)
+        unit_price = Fraction(given(tier, "unit_price") or "0")
+        flat_fee = Fraction(given(tier, "flat_fee") or "0")
+        reached = quantity > lower or (number == 1 and flat_at_zero)
+        inside = number == 1 if quantity == 0 else lower < quantity and (upper is None or quantity <= upper)
+        if model == "graduated" and reached:
+            units = (quantity if upper is None else min(quantity, upper)) - lower
+            total += rounded(units * unit_price / per) + flat_fee
+        if model == "volume" and reached and inside:
+            total += rounded(quantity * unit_price / per) + flat_fee
+        if upper is None:
+            return total
+        lower = upper
+    raise AssertionError(f"unknown model {model} or tiers with an end")
+
+
+def package_charge(quantity: Fraction, price: dict[str, Any]) -> Fraction:
+    paid = max(quantity - Fraction(given(price, "free_units") or "0"), Fraction(0))
+    exactly = paid / Fraction(price["package_size"])
+    full = exactly.numerator // exactly.denominator
+    started = full if full == exactly else full + 1
+    packages = full if given(price, "round") == "down" else started
+    return max(packages, int(given(price, "minimum_packages") or "0")) * Fraction(price["package_price"])
+
+
+def rounded(value: Fraction) -> Fraction:
+    """Half-even to 18 decimals."""
+    scaled = value * 10**18
+    below = scaled.numerator // scaled.denominator
+    rest = scaled - below
+    up = rest > Fraction(1, 2) or (rest == Fraction(1, 2) and below % 2 == 1)
+    return Fraction(below + 1 if up else below, 10**18)
+
+
+def as_decimal(value: Fraction, places: int) -> Decimal:
+    """An exact quantity (12 places) or amount (18 places), to print or to compare with a table."""
+    scaled = value * 10**places
+    assert scaled.denominator == 1, f"{value} has more than {places} decimals"
+    return Decimal(scaled.numerator).scaleb(-places, Context(prec=200))

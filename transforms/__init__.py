@@ -1,0 +1,1 @@
+"""How records flow: one composite transform per stage."""

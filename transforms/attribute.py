@@ -1,0 +1,272 @@
+"""attribute: columns of events → the same with account, identity and, for each meter, rating key and quantity."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any, NamedTuple
+
+import apache_beam as beam
+import numpy as np
+import pyarrow as pa
+import xxhash
+from apache_beam.metrics import Metrics
+from apache_beam.typehints.decorators import no_annotations
+
+from meterline.schemas.arrow import ATTRIBUTED, QUANTITY
+from meterline.schemas.catalog import Aggregation, Catalog, Meter
+from meterline.schemas.event import Reason
+from meterline.schemas.records import RatingKey, Reject
+from meterline.transforms.columns import code_column, decimal_limbs, hash_each, mix, symbols
+from meterline.transforms.rules.attribution import Directory, Segment, directory
+
+_ONE = pa.array([1]).cast(QUANTITY)
+
+
+class Attributed(NamedTuple):
+    events: beam.PCollection[pa.RecordBatch]
+    rejects: beam.PCollection[Reject]
+
+
+@dataclass
+class AttributeEvents(beam.PTransform):
+    """Say for each event who pays and under which price; events of unknown subjects are rejected here, before
+    their identity is remembered, so that they can be sent again once the catalog knows the subject."""
+
+    catalog: beam.pvalue.AsSingleton
+
+    @no_annotations
+    def expand(self, events: beam.PCollection[pa.RecordBatch]) -> Attributed:
+        attribute = beam.ParDo(_AttributeFn(), self.catalog).with_outputs("rejects", main="events")
+        attributed = events | "Attribute" >> attribute
+        return Attributed(attributed["events"], attributed["rejects"])
+
+
+class _AttributeFn(beam.DoFn):
+    def setup(self) -> None:
+        self._attributor: Attributor | None = None
+        self._digest = ""
+
+    def process(self, events: pa.RecordBatch, catalog: Catalog) -> Iterator[Any]:
+        if self._attributor is None or self._digest != catalog.digest:
+            self._attributor, self._digest = Attributor(directory(catalog)), catalog.digest
+        attributed, unknown = self._attributor.attribute(events)
+        for row in unknown.to_pylist():
+            Metrics.counter("attribute", Reason.UNKNOWN_SUBJECT).inc()
+            message = f"no account of tenant {row['tenant_id']!r} has the subject {row['subject']!r}"
+            received = (row["received_time"] - datetime(1970, 1, 1, tzinfo=UTC)).total_seconds()
+            yield beam.pvalue.TaggedOutput(
+                "rejects",
+                Reject(
+                    "attribute",
+                    Reason.UNKNOWN_SUBJECT,
+                    message,
+                    row["payload"],
+                    row["origin"],
+                    row["position"],
+                    round(received * 1_000_000),
+                ),
+            )
+        if attributed.num_rows:
+            yield attributed
+
+
+@dataclass
+class Attributor:
+    """Attributes whole batches; segments of time that were met are kept, sorted, for one search over a batch."""
+
+    directory: Directory
+    _timelines: dict[tuple[str, str], int] = field(default_factory=dict)
+    _found: list[tuple[int, int, Segment]] = field(default_factory=list)
+    _starts: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    _ends: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+
+    def attribute(self, events: pa.RecordBatch) -> tuple[pa.RecordBatch, pa.RecordBatch]:
+        """The attributed events (`ATTRIBUTED`), and those whose subject no account has."""
+        accounts, account_of_row = self._accounts(events)
+        known = account_of_row >= 0
+        unknown = events.filter(pa.array(~known))
+        if not known.all():
+            events, account_of_row = events.filter(pa.array(known)), account_of_row[known]
+        rows = events.num_rows
+        types, type_of_row = code_column(events["type"])
+        seconds = np.asarray(events["time"].cast(pa.int64())) // 1_000_000
+
+        meters = [self.directory.meters_by_type[name] for name in types]
+        counts = np.asarray([len(fed) for fed in meters], np.int64)[type_of_row] if meters else np.zeros(0, np.int64)
+        offsets = np.concatenate([[0], np.cumsum(counts)])
+        total = int(offsets[-1])
+        key_codes = np.zeros(total, np.int32)
+        keys: dict[str, int] = {}
+        value_codes = np.zeros(total, np.int32)
+        values: dict[str, int] = {"": 0}
+        quantities = np.zeros((total, 2), np.int64)
+        quantities[:, 0] = 10**12
+
+        for code, fed in enumerate(meters):
+            here = np.flatnonzero(type_of_row == code)
+            for number, meter in enumerate(fed):
+                slots = offsets[here] + number
+                key_codes[slots] = self._keys(events, here, meter, accounts, account_of_row, seconds, keys)
+                if meter.aggregation is Aggregation.DISTINCT:
+                    texts, codes = code_column(events[f"v:{meter.value}"])
+                    table = np.asarray([values.setdefault(text, len(values)) for text in texts], np.int32)
+                    value_codes[slots] = table[codes[here]]
+                elif meter.aggregation is not Aggregation.COUNT:
+                    quantities[slots] = decimal_limbs(events[f"q:{meter.value}"])[here]
+
+        lists = pa.array(offsets, pa.int32())
+        tenants, tenant_of_row = code_column(events["tenant_id"])
+        billing = [self.directory.billing_account_of(account) for account in accounts]
+        columns = {
+            "account_id": symbols(account_of_row, accounts),
+            "billing_account_id": symbols(account_of_row, billing),
+            "rating_keys": pa.ListArray.from_arrays(lists, symbols(key_codes, list(keys))),
+            "quantities": pa.ListArray.from_arrays(
+                lists, pa.Array.from_buffers(QUANTITY, total, [None, pa.py_buffer(quantities)])
+            ),
+            "counted_values": pa.ListArray.from_arrays(lists, symbols(value_codes, list(values))),
+        }
+        content = self._content_hash(events, offsets, key_codes, list(keys), value_codes, list(values), quantities)
+        columns["identity"] = identities(events, content)
+        arrays = [columns[name] if name in columns else events[name] for name in ATTRIBUTED.names]
+        assert len(tenant_of_row) == rows, tenants
+        return pa.RecordBatch.from_arrays(arrays, schema=ATTRIBUTED), unknown
+
+    def _accounts(self, events: pa.RecordBatch) -> tuple[list[str], np.ndarray]:
+        """The accounts of the batch, and which of them each row is; −1 where no account has the subject."""
+        tenants, tenant_of_row = code_column(events["tenant_id"])
+        subjects, subject_of_row = code_column(events["subject"])
+        pairs, pair_of_row = np.unique(
+            tenant_of_row * np.int64(len(subjects) or 1) + subject_of_row, return_inverse=True
+        )
+        accounts: dict[str, int] = {}
+        table = np.full(len(pairs), -1, np.int32)
+        for place, pair in enumerate(pairs.tolist()):
+            tenant, subject = divmod(pair, len(subjects))
+            account = self.directory.account_of(tenants[tenant], subjects[subject])
+            if account is not None:
+                table[place] = accounts.setdefault(account, len(accounts))
+        return list(accounts), table[pair_of_row]
+
+    def _keys(
+        self,
+        events: pa.RecordBatch,
+        rows: np.ndarray,
+        meter: Meter,
+        accounts: list[str],
+        account_of_row: np.ndarray,
+        seconds: np.ndarray,
+        keys: dict[str, int],
+    ) -> np.ndarray:
+        """Codes into `keys`, to which new rating keys are added, of a meter's rows."""
+        timelines = np.asarray(
+            [self._timelines.setdefault((account, meter.id), len(self._timelines)) for account in accounts], np.int64
+        )
+        tenants, tenant_of_row = code_column(events["tenant_id"])
+        combined = self._segments(timelines[account_of_row[rows]], seconds[rows], accounts, account_of_row[rows], meter)
+        # One number for tenant, account, segment and dimensions, so that a key's text is made once for each.
+        parts = [(tenants, tenant_of_row[rows]), (accounts, account_of_row[rows])]
+        for path in meter.dimensions:
+            texts, codes = code_column(events[f"d:{path}"])
+            parts.append((texts, codes[rows]))
+        for texts, codes in parts:
+            _, combined = np.unique(combined * np.int64(len(texts) or 1) + codes, return_inverse=True)
+        _, first, code_of_row = np.unique(combined, return_index=True, return_inverse=True)
+        segments = self._segments(
+            timelines[account_of_row[rows[first]]], seconds[rows[first]], accounts, account_of_row[rows[first]], meter
+        )
+        table = np.zeros(len(first), np.int32)
+        for place, (at, segment) in enumerate(zip(first.tolist(), segments.tolist())):
+            tenant, account, *dimensions = (texts[codes[at]] for texts, codes in parts)
+            key = self._key(tenant, account, meter, self._found[segment][2], tuple(dimensions))
+            table[place] = keys.setdefault(key, len(keys))
+        return table[code_of_row]
+
+    def _key(self, tenant: str, account: str, meter: Meter, segment: Segment, dimensions: tuple[str, ...]) -> str:
+        return RatingKey(
+            tenant_id=tenant,
+            billing_account_id=self.directory.billing_account_of(account),
+            subscription_id=segment.subscription_id,
+            charge_id=segment.charge_id,
+            meter_id=meter.id,
+            rate_card_version=segment.rate_card_version,
+            period_start=segment.period_start,
+            period_end=segment.period_end,
+            dimensions=tuple(zip(meter.dimensions, dimensions)),
+        ).text
+
+    def _segments(
+        self, timelines: np.ndarray, seconds: np.ndarray, accounts: list[str], account_of_row: np.ndarray, meter: Meter
+    ) -> np.ndarray:
+        """The segment of each row, as an index into `_found`; segments not met before are looked up and kept."""
+        # A timeline and an instant as one number: seconds up to the year 2200 take 33 bits.
+        wanted = (timelines << 34) | seconds
+        while True:
+            place = np.searchsorted(self._starts, wanted, side="right") - 1
+            missing = np.flatnonzero((place < 0) | (wanted >= self._ends[place]) if len(self._ends) else wanted >= 0)
+            if not len(missing):
+                return place
+            _, first = np.unique(timelines[missing], return_index=True)
+            for row in missing[first].tolist():
+                instant = datetime.fromtimestamp(int(seconds[row]), UTC)
+                segment = self.directory.segment_at(accounts[account_of_row[row]], meter.id, instant)
+                line = int(timelines[row]) << 34
+                self._found.append(
+                    (line | int(segment.start.timestamp()), line | int(segment.end.timestamp()), segment)
+                )
+            self._found.sort(key=lambda item: item[0])
+            self._starts = np.asarray([start for start, _, _ in self._found], np.int64)
+            self._ends = np.asarray([end for _, end, _ in self._found], np.int64)
+
+    @staticmethod
+    def _content_hash(
+        events: pa.RecordBatch,
+        offsets: np.ndarray,
+        key_codes: np.ndarray,
+        keys: list[str],
+        value_codes: np.ndarray,
+        values: list[str],
+        quantities: np.ndarray,
+    ) -> np.ndarray:
+        """32 bits of each event's content (docs/rules.md, "Identity"): equal for equal content, in any batch.
+
+        The catalog is no part of it, so only the dimensions of a key count.
+        """
+        types, type_of_row = code_column(events["type"])
+        subjects, subject_of_row = code_column(events["subject"])
+        dimensions = [repr(RatingKey.parse(key).dimensions) for key in keys]
+        per_meter = mix(hash_each(dimensions)[key_codes], hash_each(values)[value_codes])
+        per_meter = mix(per_meter, quantities[:, 0].view(np.uint64), quantities[:, 1].view(np.uint64))
+        content = mix(
+            np.asarray(events["time"].cast(pa.int64())).view(np.uint64),
+            hash_each(types)[type_of_row],
+            hash_each(subjects)[subject_of_row],
+        )
+        for number in range(int(np.diff(offsets).max(initial=0))):
+            slots = offsets[:-1] + number
+            fed = slots < offsets[1:]
+            content[fed] = mix(content[fed], per_meter[slots[fed]])
+        return (content >> np.uint64(32)).astype(np.uint32)
+
+
+def identities(events: pa.RecordBatch, content: np.ndarray) -> pa.Array:
+    """16 bytes an event: 12 of the hash of (tenant, source, id), then 4 of its content."""
+    tenants, tenant_of_row = code_column(events["tenant_id"])
+    sources, source_of_row = code_column(events["source"])
+    prefixes, prefix_of_row = np.unique(
+        tenant_of_row * np.int64(len(sources) or 1) + source_of_row, return_inverse=True
+    )
+    # No part holds a control character, so the separator keeps them apart.
+    texts = [
+        f"{tenants[pair // len(sources)]}\x00{sources[pair % len(sources)]}\x00".encode() for pair in prefixes.tolist()
+    ]
+    digest = xxhash.xxh3_128_digest
+    ids = events["id"].cast(pa.binary()).to_pylist()
+    packed = np.frombuffer(
+        b"".join([digest(texts[prefix] + name) for prefix, name in zip(prefix_of_row.tolist(), ids)]), np.uint32
+    )
+    packed = packed.reshape(-1, 4).copy()
+    packed[:, 3] = content
+    return pa.Array.from_buffers(pa.binary(16), len(packed), [None, pa.py_buffer(packed)])

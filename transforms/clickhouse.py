@@ -1,0 +1,226 @@
+"""The door to ClickHouse: one client for an embedded database (chdb) and for a server, and its numbered tables."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import re
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from functools import lru_cache, partial
+from importlib import resources
+from typing import Any, NamedTuple, TypeVar
+from urllib.parse import unquote, urlsplit
+
+import clickhouse_connect
+import pyarrow as pa
+from clickhouse_connect.driver.client import Client
+from clickhouse_connect.driver.exceptions import ClickHouseError, OperationalError
+
+SETTINGS = {
+    # An insert is stored when it is acknowledged, or not at all.
+    "async_insert": 0,
+    # A file may hold events of more days, and so partitions, than the default of 100.
+    "max_partitions_per_insert_block": 0,
+    "date_time_input_format": "best_effort",
+    "output_format_arrow_low_cardinality_as_dictionary": 1,
+}
+_TRIES = 5
+T = TypeVar("T")
+
+
+class DatabaseError(RuntimeError):
+    """ClickHouse cannot be used: the text says what came, what was expected and what to do."""
+
+
+class Migration(NamedTuple):
+    number: int
+    name: str
+    sql: str
+
+    @property
+    def checksum(self) -> str:
+        return hashlib.sha256(self.sql.encode()).hexdigest()
+
+
+def redacted(url: str) -> str:
+    """The URL without its password, for messages."""
+    return re.sub(r"(//[^/:@]*):[^/@]*@", r"\1:***@", url)
+
+
+@lru_cache(maxsize=4)
+def connect(url: str) -> Client:
+    """The process's client of a database; made after a fork, never before.
+
+    Args:
+      url: `chdb://PATH` (embedded: a folder, one process) or `http(s)://user:password@host:8123/database`.
+
+    Raises:
+      DatabaseError: the URL has another form, or nothing answers there.
+    """
+    parts = urlsplit(url)
+    try:
+        if parts.scheme == "chdb":
+            path = unquote(parts.netloc + parts.path)
+            if not path:
+                raise DatabaseError(f"expected chdb://PATH, for example chdb://meterline-db, got {url!r}")
+            return clickhouse_connect.get_client(interface="chdb", path=path, settings=SETTINGS)
+        if parts.scheme in ("http", "https") and parts.hostname:
+            return clickhouse_connect.get_client(
+                interface=parts.scheme,
+                host=parts.hostname,
+                port=parts.port or (8443 if parts.scheme == "https" else 8123),
+                username=unquote(parts.username or "default"),
+                password=unquote(parts.password or ""),
+                database=unquote(parts.path.strip("/")) or "default",
+                settings=dict(SETTINGS),
+                connect_timeout=10,
+            )
+    except (ClickHouseError, OSError, RuntimeError, ValueError) as error:
+        if isinstance(error, DatabaseError):
+            raise
+        raise DatabaseError(f"no ClickHouse answers at {redacted(url)}: {first_line(error)}") from None
+    raise DatabaseError(f"expected chdb://PATH or http(s)://user:password@host:8123/database, got {redacted(url)!r}")
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, without the server's stack trace."""
+    text = str(error).strip() or type(error).__name__
+    return re.sub(r"\s*\(version [^)]*\)", "", text.splitlines()[0])[:500]
+
+
+# --- tables -------------------------------------------------------------------------------------
+
+
+@lru_cache(maxsize=1)
+def migrations() -> tuple[Migration, ...]:
+    """The numbered SQL files, in order."""
+    folder = resources.files("meterline.schemas") / "clickhouse"
+    found = sorted(
+        Migration(int(file.name[:4]), file.name.removesuffix(".sql"), file.read_text(encoding="utf-8"))
+        for file in folder.iterdir()
+        if file.name.endswith(".sql")
+    )
+    assert [one.number for one in found] == list(range(1, len(found) + 1)), "migrations are numbered without gaps"
+    return tuple(found)
+
+
+_LEDGER = """CREATE TABLE IF NOT EXISTS schema_migrations (
+    number UInt32, name String, checksum String, applied_at DateTime('UTC')
+) ENGINE = ReplacingMergeTree ORDER BY number"""
+
+
+def applied(client: Client) -> dict[int, tuple[str, str]]:
+    """Number → (name, checksum) of the migrations that the database has."""
+    if not client.command("EXISTS TABLE schema_migrations"):
+        return {}
+    rows = client.query("SELECT number, name, checksum FROM schema_migrations FINAL ORDER BY number").result_rows
+    return {number: (name, checksum) for number, name, checksum in rows}
+
+
+def _check(url: str, have: dict[int, tuple[str, str]]) -> None:
+    known = {one.number: one for one in migrations()}
+    for number, (name, checksum) in have.items():
+        if number not in known:
+            raise DatabaseError(
+                f"the database at {redacted(url)} has schema {number} ({name}), this Meterline knows up to "
+                f"{len(known)}: use the newer Meterline that made it"
+            )
+        if known[number].checksum != checksum:
+            raise DatabaseError(
+                f"migration {name} of the database at {redacted(url)} differs from this Meterline's: "
+                f"expected checksum {known[number].checksum[:12]}, found {checksum[:12]}; "
+                "a released migration is never edited, so one of the two is not a release"
+            )
+
+
+def migrate(url: str) -> list[Migration]:
+    """Bring the tables up to this version; what was applied now.
+
+    Raises:
+      DatabaseError: the database is newer, or was made by other migrations of the same number.
+    """
+    client = connect(url)
+    have = _guarded(url, lambda: applied(client))
+    _check(url, have)
+    done = []
+    for one in migrations():
+        if one.number in have:
+            continue
+        _guarded(url, lambda: client.command(_LEDGER))
+        for statement in filter(None, map(_without_comments, one.sql.split(";\n"))):
+            _guarded(url, partial(client.command, statement))
+        row = [one.number, one.name, one.checksum, datetime.now(UTC)]
+        columns = ["number", "name", "checksum", "applied_at"]
+        _guarded(url, partial(client.insert, "schema_migrations", [row], columns))
+        done.append(one)
+    return done
+
+
+def _without_comments(statement: str) -> str:
+    lines = [line for line in statement.splitlines() if not line.lstrip().startswith("--")]
+    return "\n".join(lines).strip().rstrip(";")
+
+
+def ready(url: str) -> Client:
+    """The client of a database whose tables are of this version; an embedded one is brought there.
+
+    Raises:
+      DatabaseError: a server's tables are missing or of another version.
+    """
+    client = connect(url)
+    if url.startswith("chdb:"):
+        migrate(url)
+        return client
+    have = _guarded(url, lambda: applied(client))
+    _check(url, have)
+    if len(have) < len(migrations()):
+        state = f"has schema {len(have)}" if have else "has no Meterline tables"
+        raise DatabaseError(
+            f"the database at {redacted(url)} {state}, this Meterline needs {len(migrations())}: "
+            f"run `meterline migrate --clickhouse URL`"
+        )
+    return client
+
+
+def _guarded(url: str, call: Callable[[], T]) -> T:
+    try:
+        return call()
+    except (ClickHouseError, OSError) as error:
+        raise DatabaseError(f"ClickHouse at {redacted(url)} refused: {first_line(error)}") from None
+
+
+# --- rows ---------------------------------------------------------------------------------------
+
+
+def insert(url: str, table: str, rows: pa.Table) -> None:
+    """Store rows; tried again, with growing pauses, when the connection fails.
+
+    Raises:
+      DatabaseError: at last. Nothing may depend on an insert being all or nothing: rows are written again.
+    """
+    if not rows.num_rows:
+        return
+    client = connect(url)
+    for attempt in range(_TRIES):
+        try:
+            client.insert_arrow(table, rows)
+            return
+        except (OperationalError, OSError) as error:
+            if attempt == _TRIES - 1:
+                raise DatabaseError(
+                    f"could not store rows in {table} at {redacted(url)}: {first_line(error)}"
+                ) from None
+            time.sleep(2**attempt * (0.5 + random.random() / 2))
+        except ClickHouseError as error:
+            raise DatabaseError(f"ClickHouse at {redacted(url)} refused rows of {table}: {first_line(error)}") from None
+
+
+def query(url: str, sql: str, parameters: dict[str, Any] | None = None) -> pa.Table:
+    """The answer of a SELECT as an Arrow table.
+
+    Raises:
+      DatabaseError: with ClickHouse's message.
+    """
+    return _guarded(url, lambda: connect(url).query_arrow(sql, parameters=parameters, use_strings=True))

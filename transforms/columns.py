@@ -1,0 +1,57 @@
+"""Small helpers on Arrow and numpy columns that several stages share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import pyarrow as pa
+import xxhash
+
+from meterline.schemas.arrow import SYMBOL
+
+
+def code_column(column: pa.Array) -> tuple[list[str], np.ndarray]:
+    """A string column as its different values and the position of each row's (nulls: 0)."""
+    if not pa.types.is_dictionary(column.type):
+        column = column.dictionary_encode()
+    codes = np.asarray(column.indices.fill_null(0) if column.null_count else column.indices)
+    return column.dictionary.to_pylist(), codes.astype(np.int64)
+
+
+def symbols(codes: np.ndarray, values: Sequence[str]) -> pa.DictionaryArray:
+    """The reverse of `code_column`; values may repeat."""
+    different = {value: place for place, value in enumerate(dict.fromkeys(values))}
+    if len(different) < len(values):
+        codes = np.asarray([different[value] for value in values], np.int32)[codes]
+    column = pa.DictionaryArray.from_arrays(pa.array(codes, pa.int32()), pa.array(list(different), pa.string()))
+    assert column.type == SYMBOL, column.type
+    return column
+
+
+def decimal_limbs(column: pa.Array) -> np.ndarray:
+    """A decimal128 column as rows of two's complement limbs: low 64 bits, high 64 bits. Nulls are 0."""
+    limbs = np.frombuffer(column.buffers()[1] or b"", np.int64)[2 * column.offset : 2 * (column.offset + len(column))]
+    limbs = limbs.reshape(-1, 2)
+    if column.null_count:
+        limbs = np.where(np.asarray(column.is_null())[:, None], 0, limbs)
+    return limbs
+
+
+def hash_each(values: Iterable[str]) -> np.ndarray:
+    """64 bits of each string."""
+    return np.asarray([xxhash.xxh3_64_intdigest(value.encode()) for value in values], np.uint64)
+
+
+def mix(*columns: np.ndarray) -> np.ndarray:
+    """One 64-bit hash of several columns of 64 bits, row by row; the order of the columns counts.
+
+    Source: the finalizer of SplitMix64.
+    """
+    state = np.zeros(len(columns[0]), np.uint64)
+    for column in columns:
+        state = (state ^ column) + np.uint64(0x9E3779B97F4A7C15)
+        state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        state ^= state >> np.uint64(31)
+    return state

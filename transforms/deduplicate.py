@@ -1,0 +1,194 @@
+"""deduplicate: attributed events → each identity once, in keyed state.
+
+The key is a shard of the identity's hash, the window a UTC day of event time, the state the packed, sorted identities:
+16 bytes an event. It ends with its window and the acceptance horizon, so no duplicate that is accepted can come later.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any, NamedTuple
+
+import apache_beam as beam
+import numpy as np
+import pyarrow as pa
+from apache_beam.coders import BytesCoder
+from apache_beam.metrics import Metrics
+from apache_beam.transforms.userstate import ReadModifyWriteStateSpec
+from apache_beam.transforms.window import FixedWindows, GlobalWindows, TimestampedValue
+from apache_beam.typehints.decorators import no_annotations
+from apache_beam.utils.timestamp import Duration, Timestamp
+
+from meterline.schemas.event import Reason
+from meterline.schemas.records import Reject
+
+DAY_SECONDS = 86_400
+# Lateness that the runner allows beyond the horizon, so that it never drops what `validate` accepted.
+SLACK = timedelta(days=1)
+_IPC = pa.ipc.IpcWriteOptions(compression="lz4")
+
+
+class Deduplicated(NamedTuple):
+    events: beam.PCollection[pa.RecordBatch]
+    rejects: beam.PCollection[Reject]
+
+
+@dataclass
+class DeduplicateEvents(beam.PTransform):
+    """Let the first event of an identity pass.
+
+    Args:
+      shards: Number of keys: how many workers can share the work.
+      horizon: Oldest accepted age of an event; none where input is bounded and state ends with the run.
+    """
+
+    shards: int = 1
+    horizon: timedelta | None = None
+
+    @no_annotations
+    def expand(self, events: beam.PCollection[pa.RecordBatch]) -> Deduplicated:
+        lateness = Duration(seconds=int(((self.horizon or timedelta(0)) + SLACK).total_seconds()))
+        deduplicated = (
+            events
+            | "Shard" >> beam.ParDo(_ShardFn(self.shards)).with_output_types(tuple[bytes, bytes])
+            | "ByDay" >> beam.WindowInto(FixedWindows(DAY_SECONDS), allowed_lateness=lateness)
+            | "Deduplicate" >> beam.ParDo(_DeduplicateFn()).with_outputs("rejects", main="events")
+        )
+        return Deduplicated(
+            deduplicated["events"] | "Forever" >> beam.WindowInto(GlobalWindows()),
+            deduplicated["rejects"] | "RejectsForever" >> beam.WindowInto(GlobalWindows()),
+        )
+
+
+class _ShardFn(beam.DoFn):
+    """Cut batches by day and shard; what crosses the shuffle is compressed Arrow."""
+
+    def __init__(self, shards: int) -> None:
+        self._shards = shards
+
+    def process(self, events: pa.RecordBatch) -> Iterator[Any]:
+        days = np.asarray(events["time"].cast(pa.int64())) // (DAY_SECONDS * 1_000_000)
+        shards = identity_columns(events["identity"])[0] % np.uint64(self._shards)
+        pieces, piece_of_row = np.unique(days * self._shards + shards.astype(np.int64), return_inverse=True)
+        for number, piece in enumerate(pieces.tolist()):
+            day, shard = divmod(piece, self._shards)
+            part = events if len(pieces) == 1 else events.take(pa.array(np.flatnonzero(piece_of_row == number)))
+            yield TimestampedValue((b"%d" % shard, to_bytes(part)), Timestamp(day * DAY_SECONDS))
+
+
+def to_bytes(events: pa.RecordBatch) -> bytes:
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, events.schema, options=_IPC) as writer:
+        writer.write_batch(events)
+    return sink.getvalue().to_pybytes()
+
+
+def from_bytes(data: bytes) -> pa.RecordBatch:
+    return pa.ipc.open_stream(data).read_next_batch()
+
+
+def identity_columns(identities: pa.Array) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of each identity: 8 bytes and 4 bytes of the id's hash, and 4 bytes of the content's."""
+    packed = np.frombuffer(identities.buffers()[1] or b"", np.uint32)
+    packed = packed[4 * identities.offset : 4 * (identities.offset + len(identities))].reshape(-1, 4)
+    high = np.ascontiguousarray(packed[:, :2]).view(np.uint64).reshape(-1)
+    return high, packed[:, 2], packed[:, 3]
+
+
+_SEEN = np.dtype([("high", np.uint64), ("low", np.uint32), ("content", np.uint32)])
+
+
+class Seen:
+    """A set of identities, sorted by the hash of the id; of each, the content that came first stays."""
+
+    def __init__(self, packed: bytes | None = None) -> None:
+        self._rows = np.frombuffer(packed or b"", _SEEN)
+
+    def add(self, identities: pa.Array) -> tuple[np.ndarray, np.ndarray]:
+        """Add identities in the order they came.
+
+        Returns:
+          Which were new, and for each the content that was first under its id.
+        """
+        came = np.empty(len(identities), _SEEN)
+        came["high"], came["low"], came["content"] = identity_columns(identities)
+        # The sort is stable, so the first of each id is the one that came first.
+        order = np.lexsort((came["low"], came["high"]))
+        ranked = came[order]
+        starts = np.ones(len(came), bool)
+        starts[1:] = (ranked["high"][1:] != ranked["high"][:-1]) | (ranked["low"][1:] != ranked["low"][:-1])
+        firsts = ranked[starts]
+        places, known = self._find(firsts)
+        first_content = firsts["content"].copy()
+        first_content[known] = self._rows["content"][places[known]]
+        new = ~known
+        self._rows = np.insert(self._rows, places[new], firsts[new])
+
+        group = np.cumsum(starts) - 1
+        is_new, content = np.empty(len(came), bool), np.empty(len(came), np.uint32)
+        is_new[order], content[order] = starts & new[group], first_content[group]
+        return is_new, content
+
+    def _find(self, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Where each identity is, or is to be inserted, and whether it is there."""
+        high, low = self._rows["high"], self._rows["low"]
+        places = np.searchsorted(high, wanted["high"], side="left")
+        ends = np.searchsorted(high, wanted["high"], side="right")
+        # Two ids with the same 64 bits are rare; they stand side by side, in order of the other 32.
+        while len(behind := np.flatnonzero(places < ends)):
+            behind = behind[low[places[behind]] < wanted["low"][behind]]
+            if not len(behind):
+                break
+            places[behind] += 1
+        inside = places < ends
+        known = np.zeros(len(wanted), bool)
+        known[inside] = low[places[inside]] == wanted["low"][inside]
+        return places, known
+
+    def __bytes__(self) -> bytes:
+        return self._rows.tobytes()
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+
+class _DeduplicateFn(beam.DoFn):
+    """State, per shard and day: the identities seen, 16 bytes each."""
+
+    SEEN = ReadModifyWriteStateSpec("seen", BytesCoder())
+
+    def process(
+        self,
+        keyed: tuple[bytes, bytes],
+        seen: Any = beam.DoFn.StateParam(SEEN),
+    ) -> Iterator[Any]:
+        events = from_bytes(keyed[1])
+        identities = Seen(seen.read())
+        is_new, first_content = identities.add(events["identity"])
+        content = identity_columns(events["identity"])[2]
+        conflicts = ~is_new & (content != first_content)
+        Metrics.counter("deduplicate", "accepted").inc(int(is_new.sum()))
+        Metrics.counter("deduplicate", "duplicate").inc(int((~is_new & ~conflicts).sum()))
+        for row in np.flatnonzero(conflicts).tolist():
+            Metrics.counter("deduplicate", Reason.CONFLICT).inc()
+            yield beam.pvalue.TaggedOutput("rejects", _conflict(events, row, first_content[row], content[row]))
+        if is_new.any():
+            seen.write(bytes(identities))
+            yield events if is_new.all() else events.filter(pa.array(is_new))
+
+
+def _conflict(events: pa.RecordBatch, row: int, first: int, came: int) -> Reject:
+    event = {name: events[name][row].as_py() for name in ("id", "source", "payload", "origin", "position")}
+    received = events["received_time"][row].as_py()
+    return Reject(
+        "deduplicate",
+        Reason.CONFLICT,
+        f"id {event['id']!r} of source {event['source']!r} came before with other content "
+        f"(content hash {first:08x} then, {came:08x} now)",
+        event["payload"],
+        event["origin"],
+        event["position"],
+        (received - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1),
+    )

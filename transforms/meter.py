@@ -1,0 +1,210 @@
+"""meter: attributed events → usage by rating key and cell, aggregated before the shuffle."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import apache_beam as beam
+import msgspec
+import numpy as np
+import pyarrow as pa
+import xxhash
+from apache_beam.transforms.window import GlobalWindow
+from apache_beam.typehints.decorators import no_annotations
+from apache_beam.utils.windowed_value import WindowedValue
+
+from meterline.schemas.catalog import Aggregation, Catalog
+from meterline.schemas.records import RatingKey
+from meterline.transforms.columns import code_column, decimal_limbs
+from meterline.transforms.rules.aggregation import Cell, Usage, merge
+from meterline.transforms.rules.attribution import directory
+
+UsageByCell = dict[Cell, Usage]
+# Usage held in a worker before it is passed on; the end of a bundle passes on the rest.
+_MAX_CELLS = 200_000
+
+
+@dataclass
+class MeterUsage(beam.PTransform):
+    """Aggregate each meter's usage; what leaves is (rating key, packed usage by cell)."""
+
+    catalog: beam.pvalue.AsSingleton
+
+    @no_annotations
+    def expand(self, events: beam.PCollection[pa.RecordBatch]) -> beam.PCollection[tuple[bytes, bytes]]:
+        return events | "Meter" >> beam.ParDo(_MeterFn(), self.catalog).with_output_types(tuple[bytes, bytes])
+
+
+class _MeterFn(beam.DoFn):
+    def setup(self) -> None:
+        self._totals = Totals()
+
+    def process(self, events: pa.RecordBatch, catalog: Catalog) -> Iterator[tuple[bytes, bytes]]:
+        aggregations = {meter.id: meter.aggregation for meter in directory(catalog).catalog.meters}
+        self._totals.add(events, aggregations)
+        if self._totals.cells > _MAX_CELLS:
+            yield from self._totals.flush()
+
+    def finish_bundle(self) -> Iterator[WindowedValue]:
+        window = GlobalWindow()
+        for keyed in self._totals.flush():
+            yield WindowedValue(keyed, window.start, (window,))
+
+
+@dataclass
+class Totals:
+    """Usage by rating key and cell of the events added since the last flush."""
+
+    _by_key: dict[str, tuple[Aggregation, UsageByCell]] = field(default_factory=dict)
+    cells: int = 0
+
+    def add(self, events: pa.RecordBatch, aggregations: dict[str, Aggregation]) -> None:
+        lists = events["rating_keys"]
+        starts = np.asarray(lists.offsets)
+        row = np.repeat(np.arange(len(lists)), np.diff(starts))
+        keys, key = code_column(lists.flatten())
+        accounts, account_of_row = code_column(events["account_id"])
+        seconds = np.asarray(events["time"].cast(pa.int64()))[row] // 1_000_000
+        parsed = [RatingKey.parse(text) for text in keys]
+        # The window's start: its hour, or the period's start inside that hour (docs/rules.md, section 4).
+        period = np.asarray([int(one.period_start.timestamp()) for one in parsed], np.int64)
+        window = np.maximum(seconds - seconds % 3_600, period[key]) if len(keys) else seconds
+
+        windows, window_code = np.unique(window, return_inverse=True)
+        cell = (key * len(windows) + window_code) * max(len(accounts), 1) + account_of_row[row]
+        cells, first, cell_of_slot = np.unique(cell, return_index=True, return_inverse=True)
+        counts = np.bincount(cell_of_slot, minlength=len(cells)).tolist()
+        slots = _Slots(events, row, cell_of_slot, len(cells), first)
+
+        by_aggregation: dict[Aggregation, list[Any]] = {}
+        for place, at in enumerate(first.tolist()):
+            one = parsed[key[at]]
+            aggregation = aggregations[one.meter_id]
+            if aggregation not in by_aggregation:
+                by_aggregation[aggregation] = slots.values(aggregation)
+            usage = Usage(counts[place], by_aggregation[aggregation][place])
+            target = Cell(int(window[at]), accounts[account_of_row[row[at]]])
+            _, usages = self._by_key.setdefault(keys[key[at]], (aggregation, {}))
+            known = usages.get(target)
+            self.cells += known is None
+            usages[target] = usage if known is None else merge(aggregation, known, usage)
+
+    def flush(self) -> Iterator[tuple[bytes, bytes]]:
+        for text, (aggregation, usages) in self._by_key.items():
+            yield text.encode(), pack(aggregation, usages)
+        self._by_key, self.cells = {}, 0
+
+
+@dataclass
+class _Slots:
+    """What a batch's events give to meters: one slot for each event and meter, in groups of one cell."""
+
+    events: pa.RecordBatch
+    row: np.ndarray
+    cell: np.ndarray
+    cells: int
+    first: np.ndarray
+
+    def values(self, aggregation: Aggregation) -> list[Any]:
+        """The aggregated value of each cell, as rules/aggregation.py says; those of other meters mean nothing."""
+        match aggregation:
+            case Aggregation.COUNT:
+                return [None] * self.cells
+            case Aggregation.SUM:
+                return self._sums()
+            case Aggregation.DISTINCT:
+                return self._distinct()
+            case Aggregation.LATEST:
+                return self._latest()
+            case _:
+                return self._extremes(aggregation)
+
+    def _limbs(self) -> np.ndarray:
+        return decimal_limbs(self.events["quantities"].flatten())
+
+    def _sums(self) -> list[int]:
+        """Exact sums. Quantities lie in [0, 2^107), so limbs of 32 bits add up without overflow in 64."""
+        limbs = self._limbs()
+        low, high = limbs[:, 0].view(np.uint64), limbs[:, 1].view(np.uint64)
+        mask = np.uint64(0xFFFFFFFF)
+        columns = [low & mask, low >> np.uint64(32)]
+        if high.any():
+            columns += [high & mask, high >> np.uint64(32)]
+        order = np.argsort(self.cell, kind="stable")
+        starts = np.searchsorted(self.cell[order], np.arange(self.cells))
+        sums = [np.add.reduceat(column[order].astype(np.int64), starts).tolist() for column in columns]
+        return [sum(part << (32 * place) for place, part in enumerate(parts)) for parts in zip(*sums)]
+
+    def _ints(self) -> list[int]:
+        return [int(low) + (int(high) << 64) for low, high in zip(*self._limbs().view(np.uint64).T.tolist())]
+
+    def _extremes(self, aggregation: Aggregation) -> list[int]:
+        pick = min if aggregation is Aggregation.MIN else max
+        found: list[Any] = [None] * self.cells
+        for cell, number in zip(self.cell.tolist(), self._ints()):
+            known = found[cell]
+            found[cell] = number if known is None else pick(known, number)
+        return found
+
+    def _latest(self) -> list[tuple[int, str, str, int]]:
+        times = self.events["time"].cast(pa.int64()).to_pylist()
+        ids, sources = self.events["id"].to_pylist(), self.events["source"].to_pylist()
+        found: list[Any] = [None] * self.cells
+        for cell, row, number in zip(self.cell.tolist(), self.row.tolist(), self._ints()):
+            known = found[cell]
+            if known is None or times[row] >= known[0]:
+                mine = (times[row], ids[row], sources[row], number)
+                found[cell] = mine if known is None else max(known, mine)
+        return found
+
+    def _distinct(self) -> list[frozenset[bytes]]:
+        texts, codes = code_column(self.events["counted_values"].flatten())
+        hashes = [xxhash.xxh3_128_digest(text.encode()) for text in texts]
+        found: list[set[bytes]] = [set() for _ in range(self.cells)]
+        for pair in np.unique(self.cell * len(texts) + codes).tolist():
+            cell, code = divmod(pair, len(texts))
+            found[cell].add(hashes[code])
+        return [frozenset(values) for values in found]
+
+
+def pack(aggregation: Aggregation, usages: UsageByCell) -> bytes:
+    """Usage by cell as bytes: what crosses the shuffle, and the state of `rate`."""
+    rows = [
+        (cell.window_start, cell.account_id, usage.event_count, _packed_value(aggregation, usage.value))
+        for cell, usage in sorted(usages.items())
+    ]
+    return msgspec.msgpack.encode(rows)
+
+
+def unpack(aggregation: Aggregation, packed: bytes) -> UsageByCell:
+    return {
+        Cell(window, account): Usage(count, _unpacked_value(aggregation, value))
+        for window, account, count, value in msgspec.msgpack.decode(packed)
+    }
+
+
+def _packed_value(aggregation: Aggregation, value: Any) -> Any:
+    # Integers go as text: sums outgrow the 64 bits of MessagePack.
+    match aggregation:
+        case Aggregation.COUNT:
+            return None
+        case Aggregation.DISTINCT:
+            return b"".join(sorted(value))
+        case Aggregation.LATEST:
+            return (*value[:3], str(value[3]))
+        case _:
+            return str(value)
+
+
+def _unpacked_value(aggregation: Aggregation, value: Any) -> Any:
+    match aggregation:
+        case Aggregation.COUNT:
+            return None
+        case Aggregation.DISTINCT:
+            return frozenset(value[start : start + 16] for start in range(0, len(value), 16))
+        case Aggregation.LATEST:
+            return (*value[:3], int(value[3]))
+        case _:
+            return int(value)

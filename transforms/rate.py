@@ -1,0 +1,102 @@
+"""rate: usage by rating key → line items, priced in keyed state."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import apache_beam as beam
+from apache_beam.coders import BytesCoder
+from apache_beam.metrics import Metrics
+from apache_beam.transforms.trigger import AccumulationMode, AfterProcessingTime, Repeatedly
+from apache_beam.transforms.userstate import ReadModifyWriteStateSpec
+from apache_beam.transforms.window import GlobalWindows
+from apache_beam.typehints.decorators import no_annotations
+
+from meterline.schemas.catalog import Catalog
+from meterline.schemas.event import Reason
+from meterline.schemas.records import LineItem, RatingKey, Reject
+from meterline.transforms.meter import pack, unpack
+from meterline.transforms.rules.aggregation import merge
+from meterline.transforms.rules.attribution import directory
+from meterline.transforms.rules.line_items import line_items
+from meterline.transforms.rules.money import MoneyError, QuantityError
+from meterline.transforms.rules.pricing import RateCardError
+
+
+class Rated(NamedTuple):
+    line_items: beam.PCollection[LineItem]
+    rejects: beam.PCollection[Reject]
+
+
+@dataclass
+class RateUsage(beam.PTransform):
+    """Price each key's usage; a pane re-emits the cells that changed and all after them."""
+
+    catalog: beam.pvalue.AsSingleton
+    pane_seconds: int = 5
+
+    @no_annotations
+    def expand(self, usage: beam.PCollection[tuple[bytes, bytes]]) -> Rated:
+        rate = beam.ParDo(_RateFn(), self.catalog).with_outputs("rejects", main="line_items")
+        rated = usage | "Collect" >> CollectPanes(self.pane_seconds) | "Rate" >> rate
+        return Rated(rated["line_items"], rated["rejects"])
+
+
+@dataclass
+class CollectPanes(beam.PTransform):
+    """All usage of a key at once where input is bounded, every few seconds where it is not."""
+
+    pane_seconds: int
+
+    @no_annotations
+    def expand(self, usage: beam.PCollection[tuple[bytes, bytes]]) -> beam.PCollection[tuple[bytes, Iterable[bytes]]]:
+        if not usage.is_bounded:
+            usage = usage | "Panes" >> beam.WindowInto(
+                GlobalWindows(),
+                trigger=Repeatedly(AfterProcessingTime(self.pane_seconds)),
+                accumulation_mode=AccumulationMode.DISCARDING,
+            )
+        return usage | "ByKey" >> beam.GroupByKey()
+
+
+class _RateFn(beam.DoFn):
+    """State, per rating key: its usage by cell."""
+
+    USAGE = ReadModifyWriteStateSpec("usage", BytesCoder())
+
+    def process(
+        self,
+        keyed: tuple[bytes, Iterable[bytes]],
+        catalog: Catalog,
+        state: Any = beam.DoFn.StateParam(USAGE),
+    ) -> Iterator[Any]:
+        text, panes = keyed
+        key = RatingKey.parse(text.decode())
+        book = directory(catalog)
+        aggregation = book.meters[key.meter_id].aggregation
+        stored = state.read()
+        usage = unpack(aggregation, stored) if stored else {}
+        changed = []
+        for pane in panes:
+            for cell, more in unpack(aggregation, pane).items():
+                known = usage.get(cell)
+                usage[cell] = more if known is None else merge(aggregation, known, more)
+                changed.append(cell)
+        state.write(pack(aggregation, usage))
+        priced = book.price_of(key.subscription_id, key.charge_id, key.rate_card_version) if key.charge_id else None
+        if key.charge_id and priced is None:
+            yield _reject(text, Reason.NO_PRICE, f"the catalog has no price any more for {text.decode()}")
+            return
+        try:
+            for item in line_items(key, aggregation, priced, usage, since=min(changed)):
+                Metrics.counter("rate", "line_items").inc()
+                yield item
+        except (QuantityError, MoneyError, RateCardError) as error:
+            yield _reject(text, Reason.QUANTITY_OVERFLOW, str(error))
+
+
+def _reject(key: bytes, reason: Reason, message: str) -> beam.pvalue.TaggedOutput:
+    Metrics.counter("rate", reason).inc()
+    return beam.pvalue.TaggedOutput("rejects", Reject("rate", reason, message, key, "rating_key", 0, 0))

@@ -1,0 +1,318 @@
+"""read: files → blocks of records.
+
+Newline-delimited JSON (plain, gzip or zstd), a JSON array (the CloudEvents batch form) and Parquet, told apart by their
+first bytes, not by their names. A file that cannot be read gives the records before the damage and one reject.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import IO, Any, NamedTuple
+
+import apache_beam as beam
+import msgspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import zstandard
+from apache_beam.io.filesystem import CompressionTypes
+from apache_beam.io.filesystems import FileSystems
+from apache_beam.typehints.decorators import no_annotations
+
+from meterline.schemas.event import Reason
+from meterline.schemas.records import Reject
+
+BLOCK_BYTES = 8 << 20
+PART_BYTES = 64 << 20
+MAX_KEPT_BYTES = 64 << 20
+_ROWS = 16_384
+
+
+class Block(NamedTuple):
+    """Records that came together; `positions` are byte offsets, row or message numbers in `origin`."""
+
+    records: list[bytes]
+    positions: np.ndarray
+    origin: str
+    received_time: int
+
+
+class Part(NamedTuple):
+    """Bytes [start, end) of a file; `end` of −1 is the file's end, for files that cannot be cut."""
+
+    path: str
+    start: int
+    end: int
+
+
+class Read(NamedTuple):
+    blocks: beam.PCollection[Block]
+    rejects: beam.PCollection[Reject]
+
+
+class Unreadable(Exception):
+    """A file is damaged from a position on; `rest` are the bytes that could still be read."""
+
+    def __init__(self, message: str, position: int, rest: bytes = b"") -> None:
+        super().__init__(message)
+        self.position = position
+        self.rest = rest
+
+
+@dataclass
+class ReadFiles(beam.PTransform):
+    """Read the records of files.
+
+    Args:
+      paths: Files, in any file system that Beam knows.
+      received_time: When the files were received, microseconds since 1970: one instant for the whole run, so that a
+        replay decides alike.
+    """
+
+    paths: list[str]
+    received_time: int
+
+    @no_annotations
+    def expand(self, begin: beam.pvalue.PBegin) -> Read:
+        read = (
+            begin
+            | "Files" >> beam.Create(self.paths, reshuffle=False)
+            | "Cut" >> beam.ParDo(_CutFn())
+            | "Spread" >> beam.Reshuffle()
+            | "Read" >> beam.ParDo(_ReadFn(), self.received_time).with_outputs("rejects", main="blocks")
+        )
+        return Read(read["blocks"], read["rejects"])
+
+
+class _CutFn(beam.DoFn):
+    """Cut plain newline-delimited files into parts that workers read side by side."""
+
+    def process(self, path: str) -> Iterator[Part]:
+        size = FileSystems.match([path])[0].metadata_list[0].size_in_bytes
+        with _open(path) as file:
+            head = file.read(4096)
+        if size <= PART_BYTES or _magic(head) or head.lstrip(b"\xef\xbb\xbf \t\r\n")[:1] in (b"[", b""):
+            yield Part(path, 0, -1)
+            return
+        for start in range(0, size, PART_BYTES):
+            yield Part(path, start, min(start + PART_BYTES, size))
+
+
+class _ReadFn(beam.DoFn):
+    def process(self, part: Part, received_time: int) -> Iterator[Any]:
+        try:
+            for records, positions in read_part(part):
+                yield Block(records, np.asarray(positions, np.int64), part.path, received_time)
+        except Unreadable as damage:
+            beam.metrics.Metrics.counter("read", "records").inc()
+            beam.metrics.Metrics.counter("read", Reason.UNREADABLE).inc()
+            yield beam.pvalue.TaggedOutput(
+                "rejects",
+                Reject("read", Reason.UNREADABLE, str(damage), damage.rest, part.path, damage.position, received_time),
+            )
+
+
+def read_part(part: Part) -> Iterator[tuple[list[bytes], list[int]]]:
+    """The records of a part of a file, with their positions.
+
+    Raises:
+      Unreadable: after the records before the damage.
+    """
+    with _open(part.path) as file:
+        head = file.read(4)
+        magic = _magic(head)
+        file.seek(0)
+        if magic == "parquet":
+            yield from _parquet(file)
+        elif magic == "gzip":
+            yield from _json(gzip.GzipFile(fileobj=file), part)  # type: ignore[arg-type]
+        elif magic == "zstd":
+            yield from _json(zstandard.ZstdDecompressor().stream_reader(file, read_across_frames=True), part)  # type: ignore[arg-type]
+        else:
+            yield from _json(file, part)
+
+
+def _open(path: str) -> IO[bytes]:
+    return FileSystems.open(path, compression_type=CompressionTypes.UNCOMPRESSED)
+
+
+def _magic(head: bytes) -> str | None:
+    for name, start in (("gzip", b"\x1f\x8b"), ("zstd", b"\x28\xb5\x2f\xfd"), ("parquet", b"PAR1")):
+        if head.startswith(start):
+            return name
+    return None
+
+
+# --- JSON ---------------------------------------------------------------------------------------
+
+
+def _chunks(file: IO[bytes], position: int) -> Iterator[bytes]:
+    """Bytes of a file that may be compressed.
+
+    Raises:
+      Unreadable: the compressed data is damaged or ends too early.
+    """
+    while True:
+        try:
+            chunk = file.read(BLOCK_BYTES) if not isinstance(file, gzip.GzipFile) else file.read1(BLOCK_BYTES)
+        except (EOFError, zlib.error, gzip.BadGzipFile, zstandard.ZstdError) as error:
+            raise Unreadable(f"the compressed data breaks after {position} bytes of text: {error}", position) from None
+        if not chunk:
+            return
+        position += len(chunk)
+        yield chunk
+
+
+def _json(file: IO[bytes], part: Part) -> Iterator[tuple[list[bytes], list[int]]]:
+    if part.start:
+        file.seek(part.start - 1)
+    position = max(part.start - 1, 0)
+    chunks = _chunks(file, position)
+    first = next(chunks, b"")
+    if not part.start and first.startswith(b"\xef\xbb\xbf"):
+        first, position = first[3:], 3
+    if not part.start and first.lstrip(b" \t\r\n")[:1] == b"[":
+        yield from _array(first, chunks)
+        return
+    yield from _lines(first, chunks, position, part)
+
+
+def _lines(first: bytes, chunks: Iterator[bytes], position: int, part: Part) -> Iterator[tuple[list[bytes], list[int]]]:
+    """Newline-delimited records that start in the part; the last may end behind it."""
+    rest, chunk = b"", first
+    # A part that starts in the middle leaves the line that began before it to the part before.
+    skipping = part.start > 0
+    try:
+        while chunk:
+            data = rest + chunk if rest else chunk
+            if skipping:
+                cut = data.find(b"\n") + 1
+                if not cut:
+                    position, rest, chunk = position + len(data), b"", next(chunks, b"")
+                    continue
+                data, position, skipping = data[cut:], position + cut, False
+            end = data.rfind(b"\n") + 1
+            if end:
+                records, positions = _split(data[:end], position)
+                if 0 <= part.end <= position + end:
+                    inside = sum(1 for start in positions if start < part.end)
+                    if inside:
+                        yield records[:inside], positions[:inside]
+                    return
+                if records:
+                    yield records, positions
+            position, rest = position + end, data[end:]
+            if len(rest) > MAX_KEPT_BYTES:
+                raise Unreadable(
+                    f"a line has more than {MAX_KEPT_BYTES} bytes, the rest of the file was not read", position, rest
+                )
+            chunk = next(chunks, b"")
+    except Unreadable as damage:
+        raise Unreadable(str(damage), position, damage.rest or rest) from None
+    if rest.strip() and not skipping and (part.end < 0 or position < part.end):
+        yield [rest], [position]
+
+
+def _split(data: bytes, position: int) -> tuple[list[bytes], list[int]]:
+    """Lines that are not blank, with their offsets."""
+    records = data.split(b"\n")
+    records.pop()
+    lengths = np.fromiter(map(len, records), np.int64, len(records)) + 1
+    positions = (position + np.cumsum(lengths) - lengths).tolist()
+    if lengths.min(initial=9) > 2:  # A line of three bytes or more is not looked at: it is rarely blank.
+        return records, positions
+    kept = [place for place, record in enumerate(records) if record.strip()]
+    return [records[place] for place in kept], [positions[place] for place in kept]
+
+
+def _array(first: bytes, chunks: Iterator[bytes]) -> Iterator[tuple[list[bytes], list[int]]]:
+    """The elements of a JSON array; positions count them from 0."""
+    data, damage = bytearray(first), ""
+    try:
+        for chunk in chunks:
+            data += chunk
+    except Unreadable as error:
+        damage = str(error)
+    try:
+        elements = [bytes(element) for element in msgspec.json.decode(bytes(data), type=list[msgspec.Raw])]
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
+        elements, rest = _elements(bytes(data))
+        damage = damage or f"the JSON array breaks at byte {len(data) - len(rest)}: {error}"
+    else:
+        rest = b""
+    for start in range(0, len(elements), _ROWS):
+        yield elements[start : start + _ROWS], list(range(start, min(start + _ROWS, len(elements))))
+    if damage:
+        raise Unreadable(damage, len(elements), rest[:MAX_KEPT_BYTES])
+
+
+def _elements(data: bytes) -> tuple[list[bytes], bytes]:
+    """The elements of a damaged array up to the damage, and what follows."""
+    text = data.decode("utf-8", "surrogateescape")
+    decode = json.JSONDecoder().raw_decode
+    elements: list[bytes] = []
+    at = text.index("[") + 1
+    while True:
+        start = at + len(text[at : at + 1024]) - len(text[at : at + 1024].lstrip(" \t\r\n"))
+        try:
+            _, end = decode(text, start)
+            after = text[end : end + 1024].lstrip(" \t\r\n")[:1]
+        except (ValueError, RecursionError):
+            return elements, text[at:].encode("utf-8", "surrogateescape")
+        if after != ",":
+            return elements, text[at:].encode("utf-8", "surrogateescape")
+        elements.append(text[start:end].encode("utf-8", "surrogateescape"))
+        at = text.index(",", end) + 1
+
+
+# --- Parquet ------------------------------------------------------------------------------------
+
+
+def _parquet(file: IO[bytes]) -> Iterator[tuple[list[bytes], list[int]]]:
+    """Rows as JSON records: columns are CloudEvents attributes; `data` is a struct, a map or JSON text."""
+    position = 0
+    try:
+        table = pq.ParquetFile(file)
+        _refuse_floats(table.schema_arrow)
+        for batch in table.iter_batches(_ROWS):
+            rows = batch.cast(pa.schema([_whole_micros(item) for item in batch.schema])).to_pylist()
+            yield [_record(row) for row in rows], list(range(position, position + len(rows)))
+            position += len(rows)
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise Unreadable(f"not a readable Parquet file: {error}", position) from None
+
+
+def _refuse_floats(schema: pa.Schema) -> None:
+    def walk(name: str, kind: pa.DataType) -> Iterator[str]:
+        if pa.types.is_floating(kind):
+            yield f"{name} ({kind})"
+        for number in range(kind.num_fields):
+            yield from walk(f"{name}.{kind.field(number).name}", kind.field(number).type)
+
+    found = [column for item in schema for column in walk(item.name, item.type)]
+    if found:
+        raise ValueError(
+            f"column {', '.join(found)} holds floating-point numbers, which are not exact; "
+            "store it as integer, decimal or string"
+        )
+
+
+def _whole_micros(item: pa.Field) -> pa.Field:
+    return item.with_type(pa.timestamp("us", item.type.tz or "UTC")) if pa.types.is_timestamp(item.type) else item
+
+
+def _record(row: dict[str, Any]) -> bytes:
+    data = row.get("data")
+    if isinstance(data, (str, bytes)):
+        row["data"] = msgspec.Raw(data.encode() if isinstance(data, str) else data)
+    elif isinstance(data, list):
+        row["data"] = dict(data)
+    for name, value in row.items():
+        if isinstance(value, datetime):
+            row[name] = value.astimezone(UTC).isoformat().replace("+00:00", "Z")
+    return msgspec.json.encode({name: value for name, value in row.items() if value is not None})

@@ -1,0 +1,1 @@
+"""What billing means: pure functions on records; no Beam, no clock, no input or output."""

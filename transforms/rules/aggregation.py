@@ -1,0 +1,102 @@
+"""How events become quantities: for each aggregation a commutative monoid, so that partial results merge in any order.
+
+A usage is what is known of one cell (a usage window and an account of a rating key): the number of events and a value
+that depends on the aggregation. Quantities in it are integers, in units of 10^-12.
+
+    sum       the sum                              min, max   the least, the greatest
+    count     nothing (None)                       latest     (time, id, source, quantity) of the latest event
+    distinct  the set of 16-byte hashes of the values
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from decimal import Decimal
+from typing import Any, NamedTuple
+
+from meterline.schemas.catalog import Aggregation
+
+SCALE = 12
+
+
+class Usage(NamedTuple):
+    """Events of a cell, aggregated; see the module's table for `value`."""
+
+    event_count: int
+    value: Any
+
+
+class Cell(NamedTuple):
+    """Where usage belongs: the start of its window (seconds since 1970) and its account. Cells sort by it."""
+
+    window_start: int
+    account_id: str
+
+
+def merge(aggregation: Aggregation, one: Usage, other: Usage) -> Usage:
+    """The usage of both sets of events."""
+    return Usage(one.event_count + other.event_count, _merge_values(aggregation, one.value, other.value))
+
+
+def _merge_values(aggregation: Aggregation, one: Any, other: Any) -> Any:
+    match aggregation:
+        case Aggregation.SUM:
+            return one + other
+        case Aggregation.COUNT:
+            return None
+        case Aggregation.MIN:
+            return min(one, other)
+        case Aggregation.MAX | Aggregation.LATEST:
+            return max(one, other)
+        case Aggregation.DISTINCT:
+            return one | other
+
+
+def cumulative(aggregation: Aggregation, cells: Iterable[tuple[Cell, Usage]]) -> Iterator[tuple[Cell, Usage, Usage]]:
+    """For cells in order: the cell, its own usage, and that of all cells up to it."""
+    so_far: Usage | None = None
+    values: set[bytes] = set()
+    for cell, usage in cells:
+        if aggregation is Aggregation.DISTINCT:
+            # One growing set: copying it for every cell would cost the square of the period.
+            values |= usage.value
+            so_far = Usage((so_far.event_count if so_far else 0) + usage.event_count, values)
+        else:
+            so_far = usage if so_far is None else merge(aggregation, so_far, usage)
+        yield cell, usage, so_far
+
+
+def quantity(aggregation: Aggregation, usage: Usage) -> Decimal:
+    """The meter's quantity, in its unit."""
+    match aggregation:
+        case Aggregation.COUNT:
+            return Decimal(usage.event_count)
+        case Aggregation.DISTINCT:
+            return Decimal(len(usage.value))
+        case Aggregation.LATEST:
+            return unscaled(usage.value[3])
+        case _:
+            return unscaled(usage.value)
+
+
+def scaled(number: Decimal) -> int:
+    """A quantity as an integer of 10^-12 units; exact, as quantities have at most 12 decimals."""
+    sign, digits, exponent = number.as_tuple()
+    assert isinstance(exponent, int)
+    whole = int("".join(map(str, digits)) or "0")
+    shift = exponent + SCALE
+    if shift < 0:
+        whole, rest = divmod(whole, 10**-shift)
+        assert not rest, f"{number} has more than {SCALE} decimals"
+    else:
+        whole *= 10**shift
+    return -whole if sign else whole
+
+
+def unscaled(number: int) -> Decimal:
+    """The quantity of an integer of 10^-12 units, without trailing zeros."""
+    whole, rest = divmod(abs(number), 10**SCALE)
+    if not rest:
+        return Decimal(-whole if number < 0 else whole)
+    digits = tuple(map(int, str(abs(number)).rstrip("0")))
+    return Decimal((int(number < 0), digits, -SCALE + len(str(abs(number))) - len(digits)))

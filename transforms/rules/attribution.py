@@ -1,0 +1,173 @@
+"""Who pays for an event: subject → account → subscription → charge, version and billing period."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cached_property
+from typing import NamedTuple
+
+from meterline.schemas.catalog import Account, Catalog, Charge, Meter, Plan, RateCard, Subscription, UsagePrice
+from meterline.transforms.rules.periods import billing_period
+
+FIRST = datetime(1970, 1, 1, tzinfo=UTC)
+LAST = datetime(2200, 1, 1, tzinfo=UTC)
+
+
+class Segment(NamedTuple):
+    """A stretch [start, end) of time in which an account's usage of a meter is attributed alike.
+
+    Without a subscription, or a price, in force the three ids are empty strings: the usage is unpriced.
+    """
+
+    start: datetime
+    end: datetime
+    subscription_id: str
+    charge_id: str
+    rate_card_version: str
+    period_start: datetime
+    period_end: datetime
+
+
+class Priced(NamedTuple):
+    """What a charge costs under one rate-card version."""
+
+    price: UsagePrice
+    currency: str
+
+
+@dataclass(frozen=True)
+class Directory:
+    """The catalog, indexed for questions that the stages ask."""
+
+    catalog: Catalog
+
+    @cached_property
+    def accounts(self) -> dict[str, Account]:
+        return {account.id: account for account in self.catalog.accounts}
+
+    @cached_property
+    def meters(self) -> dict[str, Meter]:
+        return {meter.id: meter for meter in self.catalog.meters}
+
+    @cached_property
+    def meters_by_type(self) -> dict[str, tuple[Meter, ...]]:
+        """Meters that an event type feeds, in order of their ids."""
+        by_type: dict[str, tuple[Meter, ...]] = {}
+        for meter in sorted(self.catalog.meters, key=lambda meter: meter.id):
+            by_type[meter.event_type] = (*by_type.get(meter.event_type, ()), meter)
+        return by_type
+
+    @cached_property
+    def plans(self) -> dict[str, Plan]:
+        return {plan.id: plan for plan in self.catalog.plans}
+
+    @cached_property
+    def rate_cards(self) -> dict[str, RateCard]:
+        return {card.id: card for card in self.catalog.rate_cards}
+
+    @cached_property
+    def subscriptions(self) -> dict[str, Subscription]:
+        return {subscription.id: subscription for subscription in self.catalog.subscriptions}
+
+    @cached_property
+    def _subjects(self) -> dict[tuple[str, str], str]:
+        return {
+            (account.tenant, subject): account.id
+            for account in self.catalog.accounts
+            for subject in (*account.subjects, account.id)
+        }
+
+    @cached_property
+    def _charges(self) -> dict[tuple[str, str], list[tuple[Subscription, Charge]]]:
+        """By account and meter: the account's own subscriptions that bill the meter, by start."""
+        found: dict[tuple[str, str], list[tuple[Subscription, Charge]]] = {}
+        for subscription in sorted(self.catalog.subscriptions, key=lambda one: (one.start, one.id)):
+            for charge in self.plans[subscription.plan].charges:
+                if charge.meter is not None:
+                    found.setdefault((subscription.account, charge.meter), []).append((subscription, charge))
+        return found
+
+    def account_of(self, tenant_id: str, subject: str) -> str | None:
+        """The account that a subject is, or belongs to."""
+        return self._subjects.get((tenant_id, subject))
+
+    def lineage(self, account_id: str) -> Iterator[Account]:
+        """The account and its ancestors, nearest first."""
+        current: str | None = account_id
+        while current is not None:
+            account = self.accounts[current]
+            yield account
+            current = account.parent
+
+    def billing_account_of(self, account_id: str) -> str:
+        """The nearest of the account and its ancestors that gets invoices."""
+        return next(account.id for account in self.lineage(account_id) if account.is_billed)
+
+    def segment_at(self, account_id: str, meter_id: str, instant: datetime) -> Segment:
+        """The segment that holds an instant.
+
+        Source: docs/rules.md, "Attribution".
+        """
+        start, end = FIRST, LAST
+        for account in self.lineage(account_id):
+            for subscription, charge in self._charges.get((account.id, meter_id), ()):
+                if instant < subscription.start:
+                    end = min(end, subscription.start)
+                elif subscription.end is not None and subscription.end <= instant:
+                    start = max(start, subscription.end)
+                else:
+                    return self._priced_segment(subscription, charge, instant, start, end)
+        return _unpriced(instant, start, end)
+
+    def _priced_segment(
+        self, subscription: Subscription, charge: Charge, instant: datetime, start: datetime, end: datetime
+    ) -> Segment:
+        start, end = max(start, subscription.start), min(end, subscription.end or LAST)
+        version = ""
+        for candidate in self.rate_cards[self.plans[subscription.plan].rate_card].versions:
+            if instant < candidate.effective_from:
+                end = min(end, candidate.effective_from)
+                break
+            start = max(start, candidate.effective_from)
+            version = candidate.version if charge.id in candidate.prices else ""
+        if not version:
+            return _unpriced(instant, start, end)
+        period = billing_period(instant, subscription.time_zone, subscription.anchor_day)
+        return Segment(
+            max(start, period.start),
+            min(end, period.end),
+            subscription.id,
+            charge.id,
+            version,
+            period.start,
+            period.end,
+        )
+
+    def price_of(self, subscription_id: str, charge_id: str, version: str) -> Priced | None:
+        """What a charge costs; None when the catalog does not know it."""
+        subscription = self.subscriptions.get(subscription_id)
+        if subscription is None:
+            return None
+        card = self.rate_cards[self.plans[subscription.plan].rate_card]
+        for candidate in card.versions:
+            if candidate.version == version:
+                price = candidate.prices.get(charge_id)
+                return None if price is None or price.model == "fixed" else Priced(price, card.currency)
+        return None
+
+
+def _unpriced(instant: datetime, start: datetime, end: datetime) -> Segment:
+    period = billing_period(instant, "UTC", 1)
+    return Segment(max(start, period.start), min(end, period.end), "", "", "", period.start, period.end)
+
+
+_DIRECTORIES: dict[str, Directory] = {}
+
+
+def directory(catalog: Catalog) -> Directory:
+    """The index of a catalog; made once in a process for catalogs of one digest."""
+    if catalog.digest not in _DIRECTORIES:
+        _DIRECTORIES[catalog.digest] = Directory(catalog)
+    return _DIRECTORIES[catalog.digest]
