@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import NamedTuple
@@ -114,3 +115,69 @@ def line_item_id(key_text: str, account_id: str, window_start: int) -> str:
     """The name of a cell's line item; the same whenever and wherever it is computed."""
     digest = xxhash.xxh3_128_hexdigest(f"{key_text}\x00{account_id}\x00{window_start}".encode())
     return f"li_{digest[:24]}"
+
+
+class InvoiceLine(NamedTuple):
+    """What an invoice bills of one rating key and account: what should have been billed by now, less what was.
+
+    Fixed fees have a key without meter. `amount` is rounded to the minor unit, `exact_amount` is what was rounded, for
+    all accounts of the key together.
+    """
+
+    key: RatingKey
+    account_id: str
+    description: str
+    unit: str
+    quantity: Decimal
+    exact_amount: Decimal
+    amount: Decimal
+    reason: str
+
+
+class Invoice(NamedTuple):
+    """A draft, or an issued invoice or credit note (docs/rules.md, "Invoices")."""
+
+    tenant_id: str
+    billing_account_id: str
+    period: str
+    currency: str
+    sequence: int
+    status: str
+    lines: tuple[InvoiceLine, ...]
+    made_at: datetime
+
+    @property
+    def total(self) -> Decimal:
+        return sum((line.amount for line in self.lines), Decimal(0))
+
+    @property
+    def kind(self) -> str:
+        return "credit_note" if self.total < 0 else "invoice"
+
+    @property
+    def number(self) -> str:
+        """Unique by construction: no counter has to be shared. Drafts have none."""
+        if self.status == "draft":
+            return ""
+        return self.number_of(self.sequence)
+
+    def number_of(self, sequence: int) -> str:
+        return f"{self.billing_account_id}-{self.period}-{self.currency}-{sequence}"
+
+    @property
+    def content_hash(self) -> str:
+        """SHA-256 of what was billed; the time and the status are no part of it."""
+        lines = [
+            [line.key.text, line.account_id, line.unit, f"{line.quantity:f}", f"{line.amount:f}", line.reason]
+            for line in self.lines
+        ]
+        head = [self.tenant_id, self.billing_account_id, self.period, self.currency, self.sequence]
+        return hashlib.sha256(msgspec.json.encode([head, lines])).hexdigest()
+
+    @property
+    def id(self) -> str:
+        return f"inv_{self.content_hash[:24]}"
+
+    def line_id(self, line: InvoiceLine) -> str:
+        digest = xxhash.xxh3_128_hexdigest(f"{self.id}\x00{line.key.text}\x00{line.account_id}".encode())
+        return f"il_{digest[:24]}"

@@ -82,7 +82,7 @@ def line_item_rows(items: list[LineItem]) -> pa.Table:
 
     return pa.table(
         {
-            **_key_columns(keys),
+            **key_columns(keys),
             "rating_key_id": pa.array(map(rating_key_id, texts), pa.uint64()),
             "window_start": pa.array([item.window_start for item in items], _SECONDS),
             "window_end": pa.array([item.window_end for item in items], _SECONDS),
@@ -103,7 +103,7 @@ def line_item_rows(items: list[LineItem]) -> pa.Table:
     )
 
 
-def _key_columns(keys: Iterable[RatingKey]) -> dict[str, Any]:
+def key_columns(keys: Iterable[RatingKey]) -> dict[str, Any]:
     keys = list(keys)
     names = ("tenant_id", "billing_account_id", "subscription_id", "charge_id", "meter_id", "rate_card_version")
     return {
@@ -119,7 +119,7 @@ def rating_key_rows(texts: list[str]) -> pa.Table:
         {
             "rating_key_id": pa.array(map(rating_key_id, texts), pa.uint64()),
             "rating_key": texts,
-            **_key_columns(map(RatingKey.parse, texts)),
+            **key_columns(map(RatingKey.parse, texts)),
         }
     )
 

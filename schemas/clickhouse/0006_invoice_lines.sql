@@ -11,6 +11,7 @@ CREATE TABLE invoice_lines (
     charge_id          LowCardinality(String),
     meter_id           LowCardinality(String) COMMENT 'empty for fixed fees',
     rate_card_version  LowCardinality(String),
+    rating_key_id      UInt64                 COMMENT 'with account_id: what the line is about, also in line_items',
     dimensions         Map(String, String),
     period_start       DateTime('UTC'),
     period_end         DateTime('UTC'),

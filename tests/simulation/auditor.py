@@ -584,6 +584,8 @@ def rate_key(books: Books, key: tuple[Any, ...], members: list[tuple[Event, Term
             amount = charge_for(quantity_to, price)
         else:
             amount = charge_for(quantity_to, price) - charge_for(quantity_from, price)
+        if abs(amount) >= 10**20:
+            raise OverflowError(f"the amount {amount} of {key} is 10^20 or more")
         line_items.append(
             {
                 "tenant_id": tenant,
@@ -629,7 +631,7 @@ def aggregate(aggregation: str, meter_id: str, events: list[Event]) -> Fraction:
     raise AssertionError(f"unknown aggregation {aggregation}")
 
 
-# Section 6: amounts, and the price models of schemas/catalog.py
+# Sections 6 and 7: amounts and price models
 
 
 def charge_for(quantity: Fraction, price: dict[str, Any]) -> Fraction:
@@ -652,9 +654,9 @@ def charge_for(quantity: Fraction, price: dict[str, Any]) -> Fraction:
         inside = number == 1 if quantity == 0 else lower < quantity and (upper is None or quantity <= upper)
         if model == "graduated" and reached:
             units = (quantity if upper is None else min(quantity, upper)) - lower
-            total += rounded(units * unit_price / per) + flat_fee
+            total += rounded(units * unit_price / per + flat_fee)
         if model == "volume" and reached and inside:
-            total += rounded(quantity * unit_price / per) + flat_fee
+            total += rounded(quantity * unit_price / per + flat_fee)
         if upper is None:
             return total
         lower = upper

@@ -188,6 +188,8 @@ TIERS = [
     {"unit_price": "0.1", "flat_fee": "7"},
 ]
 THIRDS = [{"up_to": "1", "unit_price": "1"}, {"unit_price": "1"}]  # with per 3; each tier is rounded
+# Half of the last digit and the fee's odd last digit are rounded together.
+DUST = [{"unit_price": "0.000000000000000001", "flat_fee": "0.000000000000000001"}]
 
 
 @pytest.mark.parametrize(
@@ -206,6 +208,8 @@ THIRDS = [{"up_to": "1", "unit_price": "1"}, {"unit_price": "1"}]  # with per 3;
         ({"model": "graduated", "tiers": TIERS}, "20.1", "137.01"),
         ({"model": "graduated", "tiers": TIERS, "per": "10"}, "15", "102.5"),
         ({"model": "graduated", "tiers": THIRDS, "per": "3"}, "2", "0.666666666666666666"),
+        ({"model": "graduated", "tiers": DUST}, "0.5", "0.000000000000000002"),
+        ({"model": "volume", "tiers": DUST}, "0.5", "0.000000000000000002"),
         ({"model": "volume", "tiers": TIERS}, "0", "0"),
         ({"model": "volume", "tiers": TIERS, "first_tier_flat_at_zero": "true"}, "0", "100"),
         ({"model": "volume", "tiers": TIERS}, "10", "120"),
@@ -531,6 +535,13 @@ def test_string_form(text: str, form: str) -> None:
 @pytest.mark.parametrize("text", ["1e100", "-1e100", "1e-101", "1" + "0" * 100, "1e" + "9" * 3990])
 def test_numbers_beyond_a_hundred_digits_have_no_value(text: str) -> None:
     assert exact(text) is None
+
+
+def test_an_amount_too_large_for_its_column_is_an_error() -> None:
+    prices = {"model": "per_unit", "unit_price": "100000000000000000"}
+    assert quantities([record(data={"n": 999})], catalog(prices=prices)) == [(10, 0, 999, 999 * 10**17)]
+    with pytest.raises(OverflowError):
+        books([record(data={"n": 1000})], catalog(prices=prices))
 
 
 def test_a_decimal_is_exact_or_an_error() -> None:

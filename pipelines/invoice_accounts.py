@@ -1,0 +1,292 @@
+"""invoice_accounts: rated line items in, invoices out; a batch job over parts of the accounts.
+
+parts ─▶ read totals ─▶ invoice ─▶ post ─▶ invoice_lines, postings, invoices
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from typing import Any
+
+import apache_beam as beam
+import pyarrow as pa
+from apache_beam.metrics import Metrics
+
+from meterline.schemas.arrow import AMOUNT, QUANTITY
+from meterline.schemas.catalog import Catalog
+from meterline.schemas.records import Invoice, InvoiceLine, RatingKey, rating_key_id
+from meterline.transforms import clickhouse
+from meterline.transforms.rules.attribution import Directory, directory
+from meterline.transforms.rules.invoicing import (
+    Billed,
+    BilledKey,
+    Statement,
+    double_entry,
+    next_invoice,
+    period_label,
+    statements,
+)
+from meterline.transforms.rules.money import RoundingMode
+from meterline.transforms.rules.periods import period_with_label
+from meterline.transforms.write import key_columns
+
+_SECONDS = pa.timestamp("s", tz="UTC")
+_ISSUED_VERSION = 2**64 - 1
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
+
+
+@dataclass(frozen=True)
+class Options:
+    """What one run of the job needs to know.
+
+    Args:
+      period: Label of the billing period, like 2026-10.
+      issue: Whether to issue; otherwise drafts are made, or made anew.
+      now: The run's instant; a period is issued once it has ended.
+      interim: Whether periods that have not ended are issued as well (the rest follows with a later invoice).
+      rounding: How amounts are rounded to the minor unit.
+      accounts: Billing accounts wanted; none for all.
+      parts: Parts of the accounts that workers handle side by side.
+    """
+
+    period: str
+    catalog: Catalog
+    clickhouse: str
+    now: datetime
+    issue: bool = False
+    interim: bool = False
+    rounding: RoundingMode = "half_even"
+    accounts: tuple[str, ...] = ()
+    parts: int = 16
+
+
+def build(pipeline: beam.Pipeline, options: Options) -> None:
+    """The stages, in order. Tests call this; so does every runner."""
+    parts = min(options.parts, max(1, len(options.catalog.accounts)))
+    (
+        pipeline
+        | "Parts" >> beam.Create(list(range(parts)), reshuffle=False)
+        | "Spread" >> beam.Reshuffle()
+        | "ReadTotals" >> beam.ParDo(_ReadTotalsFn(options, parts))
+        | "Invoice" >> beam.ParDo(_InvoiceFn(options))
+        | "Post" >> beam.ParDo(_PostFn(options.clickhouse))
+    )
+
+
+# Keys of a label start in its month or, by their time zone, up to a day before or after it. Sums are taken in 256 bits:
+# ClickHouse wraps sums of Decimal(38) without a word.
+_TOTALS = """
+SELECT rating_key, account_id, any(currency) AS currency,
+       CAST(sum(toDecimal256(quantity_to, 12) - toDecimal256(quantity_from, 12)), 'Decimal(38, 12)') AS quantity,
+       CAST(sum(toDecimal256(amount, 18)), 'Decimal(38, 18)') AS amount
+FROM (SELECT * FROM line_items FINAL) AS line_items
+INNER JOIN (SELECT rating_key_id, rating_key FROM rating_keys FINAL) AS rating_keys USING (rating_key_id)
+WHERE charge_id != '' AND period_start >= {since:DateTime('UTC')} AND period_start < {until:DateTime('UTC')}
+  AND cityHash64(billing_account_id) % {parts:UInt32} = {part:UInt32}
+GROUP BY rating_key, account_id
+"""
+_POSTED = """
+SELECT tenant_id, billing_account_id, account_id, subscription_id, charge_id, meter_id, rate_card_version,
+       dimensions, toDateTime64(period_start, 0, 'UTC') AS starts, toDateTime64(period_end, 0, 'UTC') AS ends, currency,
+       CAST(sum(toDecimal256(quantity, 12)), 'Decimal(38, 12)') AS quantity,
+       CAST(sum(toDecimal256(amount, 18)), 'Decimal(38, 18)') AS amount
+FROM invoice_lines FINAL
+WHERE invoice_id IN (SELECT invoice_id FROM invoices FINAL WHERE status = 'issued' AND period = {label:String})
+  AND cityHash64(billing_account_id) % {parts:UInt32} = {part:UInt32}
+GROUP BY ALL
+"""
+_ISSUED = """
+SELECT tenant_id, billing_account_id, currency, count() AS issued
+FROM invoices FINAL
+WHERE status = 'issued' AND period = {label:String} AND cityHash64(billing_account_id) % {parts:UInt32} = {part:UInt32}
+GROUP BY ALL
+"""
+
+
+class _ReadTotalsFn(beam.DoFn):
+    """The statements of a part of the billing accounts."""
+
+    def __init__(self, options: Options, parts: int) -> None:
+        self._options, self._parts = options, parts
+
+    def process(self, part: int) -> Iterator[Statement]:
+        options = self._options
+        book = directory(options.catalog)
+        month = period_with_label(options.period, "UTC", 1)
+        parameters = {
+            "label": options.period,
+            "since": month.start - timedelta(days=2),
+            "until": month.end + timedelta(days=2),
+            "part": part,
+            "parts": self._parts,
+        }
+        used = _used(clickhouse.query(options.clickhouse, _TOTALS, parameters), options.period, book)
+        posted = _posted(clickhouse.query(options.clickhouse, _POSTED, parameters))
+        issued = {
+            (row["tenant_id"], row["billing_account_id"], row["currency"]): row["issued"]
+            for row in clickhouse.query(options.clickhouse, _ISSUED, parameters).to_pylist()
+        }
+        wanted = self._wanted(part, book)
+        yield from statements(options.period, book, used, posted, issued, wanted)
+
+    def _wanted(self, part: int, book: Directory) -> list[str]:
+        accounts = self._options.accounts or [account.id for account in book.catalog.accounts if account.is_billed]
+        sql = "SELECT arrayJoin({accounts:Array(String)}) AS account, cityHash64(account) % {parts:UInt32} AS part"
+        rows = clickhouse.query(self._options.clickhouse, sql, {"accounts": accounts, "parts": self._parts}).to_pylist()
+        return [row["account"] for row in rows if row["part"] == part]
+
+
+def _used(rows: pa.Table, label: str, book: Directory) -> dict[BilledKey, tuple[Billed, str]]:
+    used = {}
+    for row in rows.to_pylist():
+        key = RatingKey.parse(row["rating_key"])
+        found = period_label(key, book)
+        if found is None:
+            raise clickhouse.DatabaseError(
+                f"line items name the subscription {key.subscription_id!r}, which the catalog does not have; "
+                "a subscription that was used is ended, never removed"
+            )
+        if found == label:
+            used[BilledKey(key, row["account_id"])] = (Billed(row["quantity"], row["amount"]), row["currency"])
+    return used
+
+
+def _posted(rows: pa.Table) -> dict[BilledKey, tuple[Billed, str]]:
+    posted = {}
+    for row in rows.to_pylist():
+        names = ("tenant_id", "billing_account_id", "subscription_id", "charge_id", "meter_id", "rate_card_version")
+        key = RatingKey(
+            *(row[name] for name in names), row["starts"], row["ends"], tuple(map(tuple, row["dimensions"]))
+        )
+        posted[BilledKey(key, row["account_id"])] = (Billed(row["quantity"], row["amount"]), row["currency"])
+    return posted
+
+
+class _InvoiceFn(beam.DoFn):
+    def __init__(self, options: Options) -> None:
+        self._options = options
+
+    def process(self, statement: Statement) -> Iterator[Invoice]:
+        options = self._options
+        Metrics.counter("invoice", "statements").inc()
+        ended = all(one.key.period_end <= options.now for one in statement.due)
+        if options.issue and not (ended or options.interim):
+            Metrics.counter("invoice", "not_ended").inc()
+            return
+        status = "issued" if options.issue else "draft"
+        invoice = next_invoice(
+            statement, directory(options.catalog), status=status, made_at=options.now, rounding=options.rounding
+        )
+        if invoice is None:
+            Metrics.counter("invoice", "nothing_to_bill").inc()
+            # An earlier draft under this number bills nothing any more.
+            invoice = Invoice(*_head(statement), statement.sequence + 1, "draft", (), options.now)
+        else:
+            Metrics.counter("invoice", status).inc()
+        yield invoice
+
+
+def _head(statement: Statement) -> tuple[str, str, str, str]:
+    return statement.tenant_id, statement.billing_account_id, statement.period, statement.currency
+
+
+class _PostFn(beam.DoFn):
+    """Store invoices: lines and postings first, the invoice last. What has no row in `invoices` counts nowhere, so an
+    attempt that breaks off leaves nothing behind that matters."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+
+    def start_bundle(self) -> None:
+        self._held: list[Invoice] = []
+
+    def process(self, invoice: Invoice) -> None:
+        self._held.append(invoice)
+        if len(self._held) >= 1_000:
+            self._flush()
+
+    def finish_bundle(self) -> None:
+        self._flush()
+
+    def _flush(self) -> None:
+        if self._held:
+            clickhouse.insert(self._url, "invoice_lines", line_rows(self._held))
+            clickhouse.insert(self._url, "postings", posting_rows(self._held))
+            clickhouse.insert(self._url, "invoices", invoice_rows(self._held))
+        self._held = []
+
+
+def line_rows(invoices: Iterable[Invoice]) -> pa.Table:
+    pairs: list[tuple[Invoice, int, InvoiceLine]] = [
+        (invoice, number, line) for invoice in invoices for number, line in enumerate(invoice.lines, start=1)
+    ]
+    lines = [line for _, _, line in pairs]
+    return pa.table(
+        {
+            "invoice_id": [invoice.id for invoice, _, _ in pairs],
+            "line_number": pa.array([number for _, number, _ in pairs], pa.uint32()),
+            "invoice_line_id": [invoice.line_id(line) for invoice, _, line in pairs],
+            **key_columns([line.key for line in lines]),
+            "rating_key_id": pa.array([rating_key_id(line.key.text) for line in lines], pa.uint64()),
+            "account_id": [line.account_id for line in lines],
+            "description": [line.description for line in lines],
+            "unit": [line.unit for line in lines],
+            "quantity": pa.array([line.quantity for line in lines], QUANTITY),
+            "exact_amount": pa.array([line.exact_amount for line in lines], AMOUNT),
+            "amount": pa.array([line.amount for line in lines], AMOUNT),
+            "currency": [invoice.currency for invoice, _, _ in pairs],
+            "reason": [line.reason for line in lines],
+        }
+    )
+
+
+def posting_rows(invoices: Iterable[Invoice]) -> pa.Table:
+    entries: list[tuple[Invoice, str, Decimal]] = [
+        (invoice, account, amount)
+        for invoice in invoices
+        if invoice.status == "issued"
+        for account, amount in double_entry(invoice)
+    ]
+    return pa.table(
+        {
+            "posting_id": [f"{invoice.id}:{account}" for invoice, account, _ in entries],
+            "invoice_id": [invoice.id for invoice, _, _ in entries],
+            "tenant_id": [invoice.tenant_id for invoice, _, _ in entries],
+            "billing_account_id": [invoice.billing_account_id for invoice, _, _ in entries],
+            "ledger_account": [account for _, account, _ in entries],
+            "amount": pa.array([amount for _, _, amount in entries], AMOUNT),
+            "currency": [invoice.currency for invoice, _, _ in entries],
+            "posted_at": pa.array([int(invoice.made_at.timestamp()) for invoice, _, _ in entries], _SECONDS),
+        }
+    )
+
+
+def invoice_rows(invoices: list[Invoice]) -> pa.Table:
+    def column(read: Any, kind: pa.DataType | None = None) -> pa.Array:
+        return pa.array([read(invoice) for invoice in invoices], kind)
+
+    return pa.table(
+        {
+            "invoice_id": column(lambda one: one.id),
+            "number": column(lambda one: one.number),
+            "status": column(lambda one: one.status),
+            "kind": column(lambda one: one.kind),
+            "tenant_id": column(lambda one: one.tenant_id),
+            "billing_account_id": column(lambda one: one.billing_account_id),
+            "period": column(lambda one: one.period),
+            "sequence": column(lambda one: one.sequence, pa.uint32()),
+            "currency": column(lambda one: one.currency),
+            "total": column(lambda one: one.total, AMOUNT),
+            "content_hash": column(lambda one: one.content_hash),
+            "corrects": column(lambda one: one.number_of(1) if one.sequence > 1 else ""),
+            "made_at": column(lambda one: int(one.made_at.timestamp()), _SECONDS),
+            "version": column(
+                lambda one: _ISSUED_VERSION if one.status == "issued" else (one.made_at - _EPOCH) // _MICROSECOND,
+                pa.uint64(),
+            ),
+        }
+    )
