@@ -159,9 +159,8 @@ def _posted(rows: pa.Table) -> dict[BilledKey, tuple[Billed, str]]:
     posted = {}
     for row in rows.to_pylist():
         names = ("tenant_id", "billing_account_id", "subscription_id", "charge_id", "meter_id", "rate_card_version")
-        key = RatingKey(
-            *(row[name] for name in names), row["starts"], row["ends"], tuple(map(tuple, row["dimensions"]))
-        )
+        dimensions = tuple(map(tuple, row["dimensions"]))
+        key = RatingKey._make([*(row[name] for name in names), row["starts"], row["ends"], dimensions])
         posted[BilledKey(key, row["account_id"])] = (Billed(row["quantity"], row["amount"]), row["currency"])
     return posted
 

@@ -39,8 +39,9 @@ class RatingKey(NamedTuple):
     @classmethod
     def parse(cls, text: str) -> RatingKey:
         *names, start, end, dimensions = msgspec.json.decode(text)
-        instants = (datetime.fromtimestamp(seconds, UTC) for seconds in (start, end))
-        return cls(*names, *instants, tuple((path, value) for path, value in dimensions))
+        starts, ends = datetime.fromtimestamp(start, UTC), datetime.fromtimestamp(end, UTC)
+        pairs = tuple((path, value) for path, value in dimensions)
+        return cls._make([*names, starts, ends, pairs])
 
     @property
     def id(self) -> int:

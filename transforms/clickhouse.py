@@ -18,6 +18,8 @@ import pyarrow as pa
 from clickhouse_connect.driver.client import Client
 from clickhouse_connect.driver.exceptions import ClickHouseError, OperationalError
 
+from meterline.transforms.progress import seen
+
 SETTINGS = {
     # An insert is stored when it is acknowledged, or not at all.
     "async_insert": 0,
@@ -206,6 +208,7 @@ def insert(url: str, table: str, rows: pa.Table) -> None:
     for attempt in range(_TRIES):
         try:
             client.insert_arrow(table, rows)
+            seen.rows_stored += rows.num_rows
             return
         except (OperationalError, OSError) as error:
             if attempt == _TRIES - 1:
@@ -217,10 +220,38 @@ def insert(url: str, table: str, rows: pa.Table) -> None:
             raise DatabaseError(f"ClickHouse at {redacted(url)} refused rows of {table}: {first_line(error)}") from None
 
 
-def query(url: str, sql: str, parameters: dict[str, Any] | None = None) -> pa.Table:
+def query(url: str, sql: str, parameters: dict[str, Any] | None = None, *, as_text: bool = True) -> pa.Table:
     """The answer of a SELECT as an Arrow table.
+
+    Args:
+      as_text: Whether String columns are read as text; otherwise as bytes.
 
     Raises:
       DatabaseError: with ClickHouse's message.
     """
-    return _guarded(url, lambda: connect(url).query_arrow(sql, parameters=parameters, use_strings=True))
+    return _guarded(url, lambda: connect(url).query_arrow(sql, parameters=parameters, use_strings=as_text))
+
+
+def read_only(url: str, sql: str, format: str) -> str:
+    """The answer of a user's query, in one of ClickHouse's text formats; it cannot change anything."""
+    client = connect(url)
+    _guarded(url, lambda: _refuse_writes(client, sql))
+    return _guarded(url, lambda: client.raw_query(sql, fmt=format).decode("utf-8", "backslashreplace"))
+
+
+def read_only_rows(url: str, sql: str) -> tuple[list[str], list[tuple[Any, ...]]]:
+    """The same as columns and rows."""
+    client = connect(url)
+    _guarded(url, lambda: _refuse_writes(client, sql))
+    result = _guarded(url, lambda: client.query(sql))
+    return list(result.column_names), [tuple(row) for row in result.result_rows]
+
+
+_READS = re.compile(
+    r"(?:\s|--[^\n]*\n|/\*.*?\*/|\()*(select|with|show|describe|desc|explain|exists)\b", re.IGNORECASE | re.DOTALL
+)
+
+
+def _refuse_writes(client: Client, sql: str) -> None:
+    if not _READS.match(sql):
+        raise DatabaseError(f"expected a SELECT (or SHOW, DESCRIBE, EXPLAIN), got {sql.strip()[:60]!r}")

@@ -26,6 +26,7 @@ from apache_beam.typehints.decorators import no_annotations
 
 from meterline.schemas.event import Reason
 from meterline.schemas.records import Reject
+from meterline.transforms.progress import seen
 
 BLOCK_BYTES = 8 << 20
 PART_BYTES = 64 << 20
@@ -107,6 +108,8 @@ class _ReadFn(beam.DoFn):
     def process(self, part: Part, received_time: int) -> Iterator[Any]:
         try:
             for records, positions in read_part(part):
+                seen.records += len(records)
+                seen.bytes_read += sum(map(len, records)) + len(records)
                 yield Block(records, np.asarray(positions, np.int64), part.path, received_time)
         except Unreadable as damage:
             beam.metrics.Metrics.counter("read", "records").inc()

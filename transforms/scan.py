@@ -362,7 +362,7 @@ class Scanner:
             self.__dict__.pop("_decoder", None)
 
     def _time_error(self, time: int, received: int) -> EventError:
-        moment, came = (np.datetime64(us, "us") for us in (time, received))
+        moment, came = (np.datetime64(int(us), "us") for us in (time, received))
         if time > received:
             return EventError(Reason.IN_FUTURE, f"{moment}Z is more than an hour after it was received ({came}Z)")
         return EventError(Reason.TOO_OLD, f"{moment}Z is more than {self.horizon} before it was received ({came}Z)")

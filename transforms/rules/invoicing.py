@@ -7,12 +7,11 @@ from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
 from typing import NamedTuple
-from zoneinfo import ZoneInfo
 
 from meterline.schemas.records import Invoice, InvoiceLine, RatingKey
 from meterline.transforms.rules.attribution import Directory
 from meterline.transforms.rules.money import RoundingMode, round_parts
-from meterline.transforms.rules.periods import Period, period_with_label
+from meterline.transforms.rules.periods import Period, billing_period, period_with_label
 from meterline.transforms.rules.pricing import charge, fixed_fee
 
 
@@ -126,9 +125,7 @@ def period_label(key: RatingKey, book: Directory) -> str | None:
     subscription = book.subscriptions.get(key.subscription_id)
     if subscription is None:
         return None
-    # A period starts in its local month; the instant may lie in the month before.
-    local = key.period_start.astimezone(ZoneInfo(subscription.time_zone))
-    return f"{local.year:04}-{local.month:02}"
+    return billing_period(key.period_start, subscription.time_zone, subscription.anchor_day).label
 
 
 def charges_without_usage(

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from decimal import Decimal
 
 from meterline.schemas.catalog import Aggregation
-from meterline.schemas.records import LineItem, RatingKey
+from meterline.schemas.records import LineItem, RatingKey, TierCharge
 from meterline.transforms.rules.aggregation import Cell, Usage, cumulative, quantity
 from meterline.transforms.rules.attribution import Priced
 from meterline.transforms.rules.money import QuantityError
@@ -14,6 +14,7 @@ from meterline.transforms.rules.pricing import charge_interval
 
 _HOUR = 3_600
 _LIMIT = Decimal(10) ** 26
+_UNPRICED: tuple[Decimal, tuple[TierCharge, ...]] = (Decimal(0), ())
 
 
 def window_bounds(key: RatingKey, seconds: int) -> tuple[int, int]:
@@ -49,9 +50,8 @@ def line_items(
         if reached >= _LIMIT:
             raise QuantityError(f"the quantity of the period reaches {reached}, it must stay below 10^26")
         if since is None or cell >= since:
-            if priced is None:
-                amount, tiers = Decimal(0), ()
-            else:
+            amount, tiers = _UNPRICED
+            if priced is not None:
                 amount, tiers = charge_interval(priced.price, before, reached, opening=opening)
             start, end = window_bounds(key, cell.window_start)
             yield LineItem(

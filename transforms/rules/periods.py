@@ -6,6 +6,7 @@ from calendar import monthrange
 from collections.abc import Iterator
 from datetime import UTC, date, datetime, time, timedelta
 from functools import cache, lru_cache
+from importlib import resources
 from typing import NamedTuple
 from zoneinfo import ZoneInfo
 
@@ -124,4 +125,7 @@ def _first_instant(day: date, zone: ZoneInfo) -> datetime:
 
 @cache
 def _zone(name: str) -> ZoneInfo:
-    return ZoneInfo(name)
+    """The zone by the pinned `tzdata` package: two workers whose systems differ must agree on a period's bounds."""
+    *folders, file = name.split("/")
+    with resources.files(".".join(["tzdata.zoneinfo", *folders])).joinpath(file).open("rb") as data:
+        return ZoneInfo.from_file(data, key=name)

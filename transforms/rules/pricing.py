@@ -8,31 +8,15 @@ from __future__ import annotations
 
 from datetime import datetime, timedelta
 from decimal import Decimal, localcontext
-from typing import NamedTuple
 
 from meterline.schemas.catalog import Fixed, Graduated, Package, PerUnit, UsagePrice, Volume
+from meterline.schemas.records import TierCharge
 from meterline.transforms.rules.money import EXACT, check_quantity, round_amount
 from meterline.transforms.rules.periods import Period
 
 _ZERO = Decimal(0)
 _ONE = Decimal(1)
 _SECOND = timedelta(seconds=1)
-
-
-class TierCharge(NamedTuple):
-    """What one tier contributes to a charge, or to the difference of two charges.
-
-    `quantity` is the units priced in the tier, `flat_fee` the fee due for reaching it, `amount` the rounded
-    `quantity · unit_price / per + flat_fee`. Per-unit and package prices have one tier, number 1; of a package
-    price, `quantity` is all units (not packages; free ones too) and `unit_price` the price of a package.
-    In a difference, quantity, fee and amount are differences too.
-    """
-
-    tier: int
-    quantity: Decimal
-    unit_price: Decimal
-    flat_fee: Decimal
-    amount: Decimal
 
 
 class RateCardError(ValueError):

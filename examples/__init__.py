@@ -1,0 +1,1 @@
+"""Small runs to repeat; packaged, so that `meterline demo` works from a wheel."""

@@ -1,0 +1,399 @@
+"""The command `meterline`.
+
+Exit codes: 0 done; 1 a fault of Meterline's own; 2 what was given cannot be used (arguments, catalog, files);
+3 ClickHouse cannot be used; 4 done, but events were rejected (only with --fail-on-rejects).
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import logging
+import os
+import sys
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from meterline.schemas.catalog import Catalog
+from meterline.schemas.catalog_files import CatalogError, catalog_json_schema, check_catalog, load_catalog
+
+app = typer.Typer(
+    name="meterline",
+    help="Usage events in; rated line items and invoices out; every cent explainable.",
+    epilog="Start with `meterline demo`. Exit codes: 0 done, 1 fault, 2 bad arguments, catalog or files, "
+    "3 ClickHouse, 4 rejects (with --fail-on-rejects).",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+)
+catalog_app = typer.Typer(help="Check price catalogs.", no_args_is_help=True)
+rejects_app = typer.Typer(help="List, count and export what was rejected.", no_args_is_help=True)
+app.add_typer(catalog_app, name="catalog")
+app.add_typer(rejects_app, name="rejects")
+
+out = Console()
+err = Console(stderr=True)
+
+DEFAULT_DATABASE = "chdb://meterline-db"
+Url = Annotated[
+    str,
+    typer.Option(
+        "--clickhouse",
+        envvar="METERLINE_CLICKHOUSE",
+        help="chdb://FOLDER (embedded, one process) or http(s)://user:password@host:8123/database.",
+    ),
+]
+CatalogFolder = Annotated[
+    Path, typer.Option("--catalog", envvar="METERLINE_CATALOG", help="Folder of the catalog's YAML files.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
+Now = Annotated[
+    str | None,
+    typer.Option("--now", help="The instant this run counts as now (RFC 3339); default: the clock. Give it to replay."),
+]
+
+
+def instant(text: str | None) -> datetime:
+    """An RFC 3339 instant given by the user, or the clock's."""
+    if text is None:
+        return datetime.now(UTC)
+    try:
+        found = datetime.fromisoformat(text)
+    except ValueError:
+        raise typer.BadParameter(f"expected an instant like 2026-11-01T00:00:00Z, got {text!r}") from None
+    if found.tzinfo is None:
+        raise typer.BadParameter(f"{text!r} has no time zone, write {text}Z for UTC")
+    return found.astimezone(UTC)
+
+
+def print_json(value: Any) -> None:
+    """JSON for other programs: exact numbers are strings."""
+    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False, default=_json_value) + "\n")
+
+
+def _json_value(value: Any) -> Any:
+    if isinstance(value, Decimal):
+        return f"{value:f}"
+    if isinstance(value, datetime):
+        return value.isoformat().replace("+00:00", "Z")
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "backslashreplace")
+    return str(value)
+
+
+@app.callback(invoke_without_command=True)
+def _main(version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False) -> None:
+    if version:
+        print(importlib.metadata.version("meterline"))
+        raise typer.Exit
+
+
+@app.command()
+def demo(
+    folder: Annotated[Path, typer.Option(help="Where the demo keeps its events and database.")] = Path(
+        "meterline-demo"
+    ),
+    fresh: Annotated[bool, typer.Option("--fresh", help="Delete what an earlier demo left in the folder.")] = False,
+) -> None:
+    """Rate and invoice a real trace of LLM requests, and explain one line of an invoice."""
+    from meterline.runners.demo import run
+
+    run(folder, out, fresh=fresh)
+
+
+@app.command()
+def migrate(clickhouse: Url = DEFAULT_DATABASE) -> None:
+    """Create the tables, or bring them to this version."""
+    from meterline.transforms import clickhouse as database
+
+    done = database.migrate(clickhouse)
+    for one in done:
+        out.print(f"applied {one.name}")
+    newest = database.migrations()[-1].name
+    out.print(f"{database.redacted(clickhouse)} is at schema {newest}" + ("" if done else "; nothing to do"))
+
+
+@catalog_app.command("check")
+def catalog_check(
+    folder: Annotated[Path, typer.Argument(help="Folder of YAML files.")], as_json: AsJson = False
+) -> None:
+    """Report every mistake of a catalog with file and line."""
+    catalog, problems = check_catalog(folder)
+    if as_json:
+        print_json({"ok": not problems, "problems": [vars(one) for one in problems]})
+    elif problems or catalog is None:
+        for problem in problems:
+            err.print(str(problem), markup=False, highlight=False, soft_wrap=True)
+        err.print(f"[red]{len(problems)} mistake{'s' * (len(problems) != 1)}[/] in {folder}")
+    else:
+        out.print(
+            f"{folder}: {len(catalog.meters)} meters, {len(catalog.rate_cards)} rate cards, "
+            f"{len(catalog.plans)} plans, {len(catalog.accounts)} accounts, "
+            f"{len(catalog.subscriptions)} subscriptions: no mistakes"
+        )
+    if problems:
+        raise typer.Exit(2)
+
+
+@catalog_app.command("schema")
+def catalog_schema() -> None:
+    """Print the JSON Schema of a catalog file, for editors."""
+    print_json(catalog_json_schema())
+
+
+@app.command()
+def rate(
+    inputs: Annotated[
+        list[str],
+        typer.Option(
+            "--input", help="Files of usage events (glob): NDJSON, .gz, .zst, JSON arrays, Parquet. Repeatable."
+        ),
+    ],
+    catalog: CatalogFolder = Path("catalog"),
+    clickhouse: Url = DEFAULT_DATABASE,
+    now: Now = None,
+    max_age_days: Annotated[
+        int | None,
+        typer.Option(min=0, max=36_500, help="Reject events older than this when received; default: no bound."),
+    ] = None,
+    fail_on_rejects: Annotated[
+        bool, typer.Option("--fail-on-rejects", help="Exit with 4 if a record is rejected.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Rate files of usage events into line items.
+
+    Rating the same events again changes nothing: rows are absolute, and an event counts once by (tenant, source, id).
+    """
+    prices = _catalog(catalog)
+    received = instant(now)
+    from meterline.runners import tables
+    from meterline.runners.jobs import rate_files
+
+    horizon = None if max_age_days is None else timedelta(days=max_age_days)
+    report = rate_files(inputs, prices, clickhouse, now=received, horizon=horizon, console=None if as_json else err)
+    if as_json:
+        print_json(report.to_json())
+    else:
+        out.print(tables.conservation(report))
+        out.print(f"{tables.number(report.line_items)} line items written in {report.seconds:.1f} s.", highlight=False)
+        if report.rejected_keys:
+            out.print(
+                f"[red]{report.rejected_keys} rating keys could not be priced[/]: meterline rejects list --stage rate"
+            )
+        if report.rejected:
+            out.print("See what was rejected: [bold]meterline rejects list[/]")
+    if fail_on_rejects and (report.rejected or report.rejected_keys):
+        raise typer.Exit(4)
+
+
+@app.command()
+def invoice(
+    period: Annotated[str, typer.Option(help="Label of the billing period, like 2026-10: the month it starts in.")],
+    catalog: CatalogFolder = Path("catalog"),
+    clickhouse: Url = DEFAULT_DATABASE,
+    issue: Annotated[
+        bool, typer.Option("--issue", help="Issue: number and post them. Otherwise drafts are made.")
+    ] = False,
+    interim: Annotated[bool, typer.Option("--interim", help="Issue although the period has not ended.")] = False,
+    account: Annotated[list[str] | None, typer.Option(help="Only this billing account. Repeatable.")] = None,
+    rounding: Annotated[str, typer.Option(help="half_even or half_up.")] = "half_even",
+    now: Now = None,
+    as_json: AsJson = False,
+) -> None:
+    """Turn line items into invoices: what should have been billed by now, less what was billed before.
+
+    Drafts can be made anew at any time. What was issued never changes; usage that comes later is billed by a further
+    invoice, or given back by a credit note.
+    """
+    prices = _catalog(catalog)
+    from meterline.pipelines.invoice_accounts import Options
+    from meterline.runners import tables
+    from meterline.runners.invoices import invoices_of, lines_of
+    from meterline.runners.jobs import make_invoices
+    from meterline.transforms.rules.periods import period_with_label
+
+    period_with_label(period, "UTC", 1)
+    if rounding not in ("half_even", "half_up"):
+        raise typer.BadParameter(f"--rounding: expected half_even or half_up, got {rounding!r}")
+    known = {one.id for one in prices.accounts if one.is_billed}
+    for name in account or ():
+        if name not in known:
+            raise typer.BadParameter(f"--account: the catalog has no billed account {name!r}")
+    report = make_invoices(
+        Options(period, prices, clickhouse, instant(now), issue, interim, rounding, tuple(account or ()))  # type: ignore[arg-type]
+    )
+    heads = invoices_of(clickhouse, period)
+    if as_json:
+        print_json({**report.to_json(), "invoices": [{**head, "lines": lines_of(clickhouse, head)} for head in heads]})
+        return
+    for head in heads:
+        out.print(tables.invoice_lines(head, lines_of(clickhouse, head)))
+    out.print(tables.invoices(heads, period))
+    done = f"{report.issued} issued" if issue else f"{report.drafts} drafts made"
+    out.print(f"{done}; {report.nothing_to_bill} accounts with nothing (more) to bill.", highlight=False)
+    if report.not_ended:
+        out.print(
+            f"[yellow]{report.not_ended} not issued, the period has not ended yet[/]; --interim issues what is due."
+        )
+
+
+@app.command()
+def explain(
+    id: Annotated[
+        str, typer.Argument(help="Invoice number, or the id of an invoice, a line, a line item or an event.")
+    ],
+    catalog: CatalogFolder = Path("catalog"),
+    clickhouse: Url = DEFAULT_DATABASE,
+    as_json: AsJson = False,
+) -> None:
+    """Say why something was charged, down to the events; or where an event was billed."""
+    from meterline.runners import explain as explanation
+
+    prices = _catalog(catalog) if catalog.exists() else None
+    found = explanation.explain(clickhouse, id, prices)
+    if as_json:
+        print_json(found.to_json())
+    else:
+        out.print(explanation.render(found))
+
+
+@app.command()
+def query(
+    sql: Annotated[str, typer.Argument(help="A SELECT; read line_items, usage_events and invoices with FINAL.")],
+    clickhouse: Url = DEFAULT_DATABASE,
+    format: Annotated[str, typer.Option(help="table, json (lines), csv or tsv.")] = "table",
+) -> None:
+    """Ask the database in SQL (it changes nothing)."""
+    from meterline.runners import tables
+    from meterline.transforms import clickhouse as database
+
+    if format not in ("table", "json", "csv", "tsv"):
+        raise typer.BadParameter(f"--format: expected table, json, csv or tsv, got {format!r}")
+    if format != "table":
+        names = {"json": "JSONEachRow", "csv": "CSVWithNames", "tsv": "TSVWithNames"}
+        sys.stdout.write(database.read_only(clickhouse, sql, names[format]))
+        return
+    columns, rows = database.read_only_rows(clickhouse, sql)
+    out.print(tables.answer([dict(zip(columns, row)) for row in rows[:1_000]], columns))
+    if len(rows) > 1_000:
+        out.print(f"the first 1,000 of {len(rows):,} rows; --format csv prints all")
+
+
+@rejects_app.command("count")
+def rejects_count(clickhouse: Url = DEFAULT_DATABASE, as_json: AsJson = False) -> None:
+    """Count rejects by stage and reason."""
+    from meterline.runners import rejects, tables
+
+    rows = rejects.counts(clickhouse)
+    if as_json:
+        print_json(rows)
+        return
+    made = tables.table("Rejects", "stage", "reason", ">records", "latest message")
+    for row in rows:
+        made.add_row(row["stage"], row["reason"], tables.number(row["records"]), row["message"])
+    out.print(made if rows else "nothing was rejected")
+
+
+_Reason = Annotated[str | None, typer.Option(help="Only this reason code.")]
+_Stage = Annotated[str | None, typer.Option(help="Only this stage: read, validate, attribute, deduplicate, rate.")]
+
+
+@rejects_app.command("list")
+def rejects_list(
+    clickhouse: Url = DEFAULT_DATABASE,
+    reason: _Reason = None,
+    stage: _Stage = None,
+    limit: Annotated[int, typer.Option(min=1, help="At most so many.")] = 20,
+    as_json: AsJson = False,
+) -> None:
+    """List rejects with their reasons."""
+    from meterline.runners import rejects, tables
+
+    rows = rejects.found(clickhouse, stage, reason, limit)
+    if as_json:
+        print_json(rows)
+        return
+    made = tables.table("Rejects", "id", "stage", "reason", "message", "from", "payload")
+    for row in rows:
+        text = row["payload"].decode("utf-8", "backslashreplace")
+        place = f"{row['origin']}:{row['position']}"
+        made.add_row(
+            row["reject_id"], row["stage"], row["reason"], row["message"], place, text[:60] + "…" * (len(text) > 60)
+        )
+    out.print(made if rows else "nothing was rejected")
+
+
+@rejects_app.command("export")
+def rejects_export(
+    file: Annotated[
+        Path, typer.Argument(help="File to write, one record a line, byte for byte; - for standard output.")
+    ],
+    clickhouse: Url = DEFAULT_DATABASE,
+    reason: _Reason = None,
+    stage: _Stage = None,
+) -> None:
+    """Write rejected records out, to be mended and sent again."""
+    from meterline.runners import rejects
+
+    target = sys.stdout.buffer if str(file) == "-" else None
+    count = rejects.export(clickhouse, target or file, stage, reason)
+    err.print(f"{count} records written to {file}")
+
+
+def _catalog(folder: Path) -> Catalog:
+    return load_catalog(folder)
+
+
+def main() -> None:
+    """Run the command; a user's mistake is a sentence and an exit code, never a traceback."""
+    # What goes wrong in a stage is told once, below; Beam would print it with its own traceback.
+    logging.getLogger("apache_beam").setLevel(logging.CRITICAL)
+    logging.getLogger().setLevel(logging.CRITICAL)
+    try:
+        app()
+    except CatalogError as error:
+        for problem in error.problems:
+            err.print(str(problem), markup=False, highlight=False, soft_wrap=True)
+        err.print("[red]error:[/] the catalog has mistakes; `meterline catalog check DIR` lists them again")
+        sys.exit(2)
+    except KeyboardInterrupt:
+        err.print("interrupted; running the same command again completes it")
+        sys.exit(130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    except Exception as error:  # noqa: BLE001
+        sys.exit(_told(error))
+
+
+def _told(error: Exception) -> int:
+    from meterline.runners.jobs import InputError
+    from meterline.transforms.clickhouse import DatabaseError
+    from meterline.transforms.rules.periods import PeriodError
+
+    message = str(error).split(" [while running '")[0]
+    code = {DatabaseError: 3, InputError: 2, PeriodError: 2}.get(
+        type(error), 2 if type(error).__name__ == "NotFound" else 1
+    )
+    if isinstance(error, OSError):
+        code = 2
+    err.print("[red]error:[/]", end=" ")
+    if code == 1 and not os.environ.get("METERLINE_DEBUG"):
+        message = (
+            f"{type(error).__name__}: {message}\nThis is a fault of Meterline. METERLINE_DEBUG=1 shows where it arose."
+        )
+    err.print(message, markup=False, highlight=False, soft_wrap=True)
+    if os.environ.get("METERLINE_DEBUG"):
+        raise error
+    return code
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,244 @@
+"""Runs the jobs in this process and says what they did."""
+
+from __future__ import annotations
+
+import glob
+import importlib.metadata
+import os
+import threading
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from typing import Any
+
+import pyarrow as pa
+from apache_beam.io.filesystem import BeamIOError
+from apache_beam.io.filesystems import FileSystems
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from meterline.pipelines import invoice_accounts, rate_usage
+from meterline.schemas.arrow import MICROSECONDS
+from meterline.schemas.catalog import Catalog
+from meterline.transforms import clickhouse
+from meterline.transforms.progress import seen
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+class InputError(ValueError):
+    """What the user gave cannot be used; the text says what came, what was expected and what to do."""
+
+
+@dataclass(frozen=True)
+class RateReport:
+    """Where each record of a run went: the conservation law.
+
+    `rejected` is by (stage, reason). A rating key that was rejected (stage `rate`) is no record, and counts apart.
+    """
+
+    run_id: str
+    received_time: datetime
+    inputs: tuple[str, ...]
+    records: int
+    accepted: int
+    duplicates: int
+    rejected: dict[tuple[str, str], int]
+    rejected_keys: int
+    line_items: int
+    seconds: float
+
+    @property
+    def adds_up(self) -> bool:
+        return self.records == self.accepted + self.duplicates + sum(self.rejected.values())
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "run_id": self.run_id,
+            "received_time": self.received_time.isoformat(),
+            "inputs": list(self.inputs),
+            "records": self.records,
+            "accepted": self.accepted,
+            "duplicates": self.duplicates,
+            "rejected": {f"{stage}/{reason}": count for (stage, reason), count in sorted(self.rejected.items())},
+            "rejected_rating_keys": self.rejected_keys,
+            "line_items_written": self.line_items,
+            "adds_up": self.adds_up,
+            "seconds": round(self.seconds, 3),
+        }
+
+
+def find_files(patterns: Sequence[str]) -> tuple[tuple[str, ...], int]:
+    """The files that glob patterns name, each once, and their size in bytes.
+
+    Raises:
+      InputError: a pattern names no file.
+    """
+    sizes: dict[str, int] = {}
+    for pattern in patterns:
+        try:
+            if "://" in pattern:
+                found = {one.path: one.size_in_bytes for one in FileSystems.match([pattern])[0].metadata_list}
+            else:
+                names = [name for name in glob.glob(pattern, recursive=True) if os.path.isfile(name)]
+                found = {
+                    name: os.path.getsize(name) for name in names or ([pattern] if os.path.isfile(pattern) else [])
+                }
+                for name in found:
+                    with open(name, "rb"):
+                        pass
+        except (BeamIOError, ValueError, OSError) as error:
+            raise InputError(f"--input {pattern}: cannot be read: {clickhouse.first_line(error)}") from None
+        if not found:
+            hint = " (a folder: add /**/* or /*.ndjson)" if os.path.isdir(pattern) else ""
+            raise InputError(f"--input {pattern}: no such file{hint}")
+        sizes |= found
+    return tuple(sorted(sizes)), sum(sizes.values())
+
+
+def rate_files(
+    patterns: Sequence[str],
+    catalog: Catalog,
+    url: str,
+    *,
+    now: datetime,
+    horizon: timedelta | None = None,
+    console: Console | None = None,
+) -> RateReport:
+    """Rate files of usage events into a database.
+
+    Args:
+      now: When the files count as received; recorded with the run.
+      horizon: Oldest accepted age of an event; none for no bound.
+      console: Where progress is shown; none for nowhere.
+    """
+    from meterline.runners import direct  # Beam's runner takes a while to load; refuse bad input before.
+
+    paths, size = find_files(patterns)
+    clickhouse.ready(url)
+    options = rate_usage.Options(paths, catalog, url, (now - _EPOCH) // timedelta(microseconds=1), horizon)
+    started = datetime.now(UTC)
+    with _display(console, size):
+        counters = direct.run(lambda pipeline: rate_usage.build(pipeline, options))
+    finished = datetime.now(UTC)
+    report = _report(counters, paths, now, (finished - started).total_seconds())
+    clickhouse.insert(url, "runs", _run_row(report, started, finished, catalog))
+    return report
+
+
+def _report(counters: dict[str, int], paths: tuple[str, ...], now: datetime, seconds: float) -> RateReport:
+    outcomes = {"records", "accepted", "duplicate", "line_items"}
+    rejected = {
+        (stage, reason): count
+        for (stage, _, reason), count in ((name.partition("/"), count) for name, count in counters.items())
+        if reason not in outcomes and stage in ("read", "validate", "attribute", "deduplicate", "rate")
+    }
+    return RateReport(
+        run_id=uuid.uuid4().hex,
+        received_time=now,
+        inputs=paths,
+        records=counters.get("validate/records", 0) + counters.get("read/records", 0),
+        accepted=counters.get("deduplicate/accepted", 0),
+        duplicates=counters.get("deduplicate/duplicate", 0),
+        rejected={key: count for key, count in rejected.items() if key[0] != "rate"},
+        rejected_keys=sum(count for key, count in rejected.items() if key[0] == "rate"),
+        line_items=counters.get("rate/line_items", 0),
+        seconds=seconds,
+    )
+
+
+def _run_row(report: RateReport, started: datetime, finished: datetime, catalog: Catalog) -> pa.Table:
+    milliseconds = pa.timestamp("ms", tz="UTC")
+    rejected = [(f"{stage}/{reason}", count) for (stage, reason), count in sorted(report.rejected.items())]
+    return pa.table(
+        {
+            "run_id": [report.run_id],
+            "started_at": pa.array([started], milliseconds),
+            "finished_at": pa.array([finished], milliseconds),
+            "received_time": pa.array([report.received_time], MICROSECONDS),
+            "inputs": pa.array([list(report.inputs)], pa.list_(pa.string())),
+            "catalog_digest": [catalog.digest],
+            "version": [importlib.metadata.version("meterline")],
+            "records": pa.array([report.records], pa.uint64()),
+            "accepted": pa.array([report.accepted], pa.uint64()),
+            "duplicates": pa.array([report.duplicates], pa.uint64()),
+            "rejected": pa.array([rejected], pa.map_(pa.string(), pa.uint64())),
+            "line_items": pa.array([report.line_items], pa.uint64()),
+        }
+    )
+
+
+@contextmanager
+def _display(console: Console | None, size: int) -> Iterator[None]:
+    """Show what the job has done so far, twice a second, while it runs."""
+    if console is None or not console.is_terminal:
+        yield
+        return
+    seen.bytes_read = seen.records = seen.rows_stored = 0
+    over = threading.Event()
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[done]}"))
+    with Progress(*columns, TimeElapsedColumn(), console=console, transient=True) as progress:
+        reading = progress.add_task("reading", total=max(size, 1), done="")
+        storing = progress.add_task("storing", total=None, done="")
+
+        def watch() -> None:
+            while not over.wait(0.5):
+                progress.update(reading, completed=seen.bytes_read, done=f"{seen.records:,} records")
+                progress.update(storing, done=f"{seen.rows_stored:,} rows")
+
+        watcher = threading.Thread(target=watch, daemon=True)
+        watcher.start()
+        try:
+            yield
+        finally:
+            over.set()
+            watcher.join()
+
+
+@dataclass(frozen=True)
+class InvoiceReport:
+    """What a run of the invoice job did: how many statements became drafts or invoices, or bill nothing."""
+
+    period: str
+    drafts: int
+    issued: int
+    nothing_to_bill: int
+    not_ended: int
+
+    def to_json(self) -> dict[str, Any]:
+        return dict(vars(self))
+
+
+def make_invoices(options: invoice_accounts.Options) -> InvoiceReport:
+    """Make, or issue, the invoices of a billing period."""
+    from meterline.runners import direct
+
+    clickhouse.ready(options.clickhouse)
+    counters = direct.run(lambda pipeline: invoice_accounts.build(pipeline, options))
+    count: Callable[[str], int] = lambda name: counters.get(f"invoice/{name}", 0)  # noqa: E731
+    return InvoiceReport(options.period, count("draft"), count("issued"), count("nothing_to_bill"), count("not_ended"))
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """The whole of what was rated, in a few numbers; two databases with equal ones hold the same line items."""
+
+    line_items: int
+    events: int
+    amount: Decimal
+    content: int
+
+
+def fingerprint(url: str) -> Fingerprint:
+    """Count and hash all line items and archived events."""
+    items = clickhouse.query(
+        url,
+        "SELECT count() AS line_items, CAST(sum(toDecimal256(amount, 18)), 'Decimal(38, 18)') AS total, "
+        "groupBitXor(cityHash64(line_item_id, quantity_from, quantity_to, amount, event_count, revision, "
+        "tiers.tier, tiers.quantity, tiers.amount)) AS content FROM line_items FINAL",
+    ).to_pylist()[0]
+    events = clickhouse.query(url, "SELECT count() AS events FROM usage_events FINAL").to_pylist()[0]["events"]
+    return Fingerprint(items["line_items"], events, items["total"], items["content"])

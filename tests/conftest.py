@@ -1,0 +1,37 @@
+"""Fixtures that several tests share."""
+
+from __future__ import annotations
+
+import zoneinfo
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from meterline.transforms import clickhouse
+
+# The oracles of the tests read time zones as the product does: from the pinned tzdata, not from the system.
+zoneinfo.reset_tzpath(to=[])
+
+
+@pytest.fixture(scope="session")
+def clickhouse_url(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """One embedded database for the whole test process: chdb opens only one folder in a process."""
+    folder: Path = tmp_path_factory.mktemp("clickhouse")
+    url = f"chdb://{folder}"
+    clickhouse.ready(url)
+    return url
+
+
+@pytest.fixture
+def database(clickhouse_url: str) -> Iterator[str]:
+    """The URL of a database whose tables are empty."""
+    empty_tables(clickhouse_url)
+    yield clickhouse_url
+
+
+def empty_tables(url: str) -> None:
+    client = clickhouse.connect(url)
+    for (name,) in client.query("SELECT name FROM system.tables WHERE database = currentDatabase()").result_rows:
+        if name != "schema_migrations":
+            client.command(f"TRUNCATE TABLE {name}")

@@ -1,0 +1,102 @@
+"""Seeded worlds through the real job into ClickHouse, compared with the auditor's books to the last digit.
+
+`METERLINE_SEEDS` says how many worlds are tried, `METERLINE_SEED` names the one to try alone.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from random import Random
+
+import pytest
+
+from tests.conftest import empty_tables
+
+from .auditor import audit
+from .delivery import Treatment, load, many_files, one_file, run
+from .generator import World, generate
+from .ledger import compare, stored
+
+SEEDS = range(int(os.environ.get("METERLINE_SEEDS", "40")))
+if "METERLINE_SEED" in os.environ:
+    SEEDS = range(int(os.environ["METERLINE_SEED"]), int(os.environ["METERLINE_SEED"]) + 1)
+FEW = SEEDS[: max(1, len(SEEDS) // 10)]
+
+
+@contextmanager
+def replayable(seed: int, test: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        command = f"METERLINE_SEED={seed} python -m pytest tests/simulation/test_convergence.py -k {test}"
+        raise AssertionError(f"seed {seed}: {error}\nreplay it: {command}") from error
+
+
+def world_of(seed: int, conflicts: bool) -> World:
+    return generate(seed, events=60 + seed * 37 % 240, conflicts=conflicts)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_any_delivery_gives_the_books(seed: int, database: str, tmp_path: Path) -> None:
+    with replayable(seed, "any_delivery"):
+        rng = Random(seed)
+        world = world_of(seed, conflicts=False)
+        catalog = load(world, tmp_path / "catalog")
+        records, paths = many_files(world, tmp_path / "files", rng)
+        books = audit(records, world.catalog, world.received, world.horizon)
+
+        counters = run(world, catalog, paths, database, Treatment.random(rng))
+        first = stored(database)
+        compare(first, books, world.catalog, counters)
+
+        # The same files once more, treated otherwise: no row changes.
+        rng.shuffle(paths)
+        run(world, catalog, paths, database, Treatment.random(rng))
+        again = stored(database)
+        compare(again, books, world.catalog, counters)
+        assert again["rejects"] == first["rejects"]
+        assert again["line_items"] == first["line_items"]
+        assert again["rating_keys"] == first["rating_keys"]
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_of_conflicting_events_the_first_counts(seed: int, database: str, tmp_path: Path) -> None:
+    with replayable(seed, "conflicting"):
+        world = world_of(seed, conflicts=True)
+        catalog = load(world, tmp_path / "catalog")
+        how = Treatment.random(Random(seed))
+        paths = one_file(world, tmp_path)
+        records = [line for line in paths[0].read_bytes().split(b"\n") if line]
+        counters = run(world, catalog, paths, database, how)
+        books = audit(records, world.catalog, world.received, world.horizon)
+        compare(stored(database), books, world.catalog, counters)
+
+
+@pytest.mark.parametrize("seed", FEW)
+def test_no_treatment_changes_a_row(seed: int, database: str, tmp_path: Path) -> None:
+    with replayable(seed, "treatment"):
+        world = world_of(seed, conflicts=True)
+        catalog = load(world, tmp_path / "catalog")
+        paths = one_file(world, tmp_path)
+        rows = []
+        for how in (
+            Treatment(),
+            Treatment(vectorised=False),
+            Treatment(shards=3, block_bytes=300),
+            Treatment(shards=7, block_bytes=4000, panes_apart=True),
+        ):
+            empty_tables(database)
+            run(world, catalog, paths, database, how)
+            rows.append(stored(database))
+        assert rows[0]["line_items"] and rows[0]["rejects"]
+        for other in rows[1:]:
+            for table in rows[0]:
+                assert _comparable(other[table]) == _comparable(rows[0][table]), table
+
+
+def _comparable(rows: list[dict[str, object]]) -> list[dict[str, object]]:
+    """Without the messages, which may be worded otherwise."""
+    return [{name: value for name, value in row.items() if name != "message"} for row in rows]
