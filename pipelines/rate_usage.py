@@ -18,6 +18,7 @@ from meterline.transforms.deduplicate import DeduplicateEvents
 from meterline.transforms.meter import MeterUsage
 from meterline.transforms.rate import RateUsage
 from meterline.transforms.read import ReadFiles
+from meterline.transforms.recall import RecallEvents
 from meterline.transforms.validate import ValidateEvents
 from meterline.transforms.write import (
     RatingKeysFn,
@@ -57,17 +58,18 @@ def build(pipeline: beam.Pipeline, options: Options) -> None:
     read = pipeline | "Read" >> ReadFiles(list(options.inputs), options.received_time)
     validated = read.blocks | "Validate" >> ValidateEvents(catalog, options.horizon)
     attributed = validated.events | "Attribute" >> AttributeEvents(catalog)
-    # The archive of a touched billing period joins here: behind attribute, as its events are attributed already, and
-    # before deduplicate, as some of them may come again.
-    deduplicated = attributed.events | "Deduplicate" >> DeduplicateEvents(options.shards, options.horizon)
+    # Behind attribute, as archived events are attributed already; before deduplicate, as they may come again.
+    archived = attributed.events | "Recall" >> RecallEvents(options.clickhouse)
+    inputs = {"fresh": attributed.events, "archived": archived}
+    deduplicated = inputs | "Deduplicate" >> DeduplicateEvents(options.shards, options.horizon)
     usage = deduplicated.events | "Meter" >> MeterUsage(catalog)
     rated = usage | "Rate" >> RateUsage(catalog)
 
     def write(table: str, to_arrow: object) -> WriteRows:
         return WriteRows(options.clickhouse, table, to_arrow)  # type: ignore[arg-type]
 
-    deduplicated.events | "WriteUsageEvents" >> write("usage_events", usage_event_rows)
-    keys = deduplicated.events | "RatingKeys" >> beam.ParDo(RatingKeysFn())
+    deduplicated.fresh | "WriteUsageEvents" >> write("usage_events", usage_event_rows)
+    keys = deduplicated.fresh | "RatingKeys" >> beam.ParDo(RatingKeysFn())
     keys | "WriteRatingKeys" >> write("rating_keys", rating_key_rows)
     rated.line_items | "WriteLineItems" >> write("line_items", line_item_rows)
     rejects = (read.rejects, validated.rejects, attributed.rejects, deduplicated.rejects, rated.rejects)

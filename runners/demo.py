@@ -128,7 +128,7 @@ def run(folder: Path, out: Console, *, fresh: bool = False) -> None:
     report = rate_files([str(usage)], catalog, url, now=RECEIVED, console=out)
     out.print(tables.conservation(report))
     after = fingerprint(url)
-    _counted(url, report.accepted, out)
+    _counted(url, after.events, out)
 
     out.print(f"[bold]2. Invoice[/] the billing period {PERIOD}", highlight=False)
     invoiced = make_invoices(Options(PERIOD, catalog, url, INVOICED, issue=True))
@@ -159,13 +159,14 @@ def run(folder: Path, out: Console, *, fresh: bool = False) -> None:
     _go_on(folder, url, chosen["invoice_line_id"], out)
 
 
-def _counted(url: str, accepted: int, out: Console) -> None:
-    """Each accepted event is counted in one line item for each meter."""
+def _counted(url: str, archived: int, out: Console) -> None:
+    """Each archived event is counted in one line item for each meter it feeds (here: all)."""
     sql = "SELECT meter_id, sum(event_count) AS events FROM line_items FINAL GROUP BY meter_id ORDER BY meter_id"
     rows = clickhouse.query(url, sql).to_pylist()
-    made = tables.table("Accepted events in line items", "meter", ">events counted", "")
+    made = tables.table("Archived events in line items", "meter", ">events counted", "")
     for row in rows:
-        verdict = "[green]= accepted[/]" if row["events"] == accepted else f"[red]≠ {accepted:,} accepted[/]"
+        same = row["events"] == archived
+        verdict = "[green]= events archived[/]" if same else f"[red]≠ {archived:,} events archived[/]"
         made.add_row(row["meter_id"], tables.number(row["events"]), verdict)
     out.print(made)
 

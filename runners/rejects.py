@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from pathlib import Path
 from typing import IO, Any
 
@@ -28,10 +29,11 @@ def found(url: str, stage: str | None, reason: str | None, limit: int) -> list[d
     """Rejects, newest first."""
     clickhouse.ready(url)
     sql = (
-        "SELECT reject_id, stage, reason, message, origin, position, received_time, payload "
+        "SELECT reject_id, stage, reason, message, origin, position, received_time, base64Encode(payload) AS payload "
         f"FROM rejects FINAL {_WHERE} ORDER BY received_time DESC, origin, position LIMIT {{limit:UInt64}}"
     )
-    return clickhouse.query(url, sql, {**_filter(stage, reason), "limit": limit}, as_text=False).to_pylist()
+    rows = clickhouse.query(url, sql, {**_filter(stage, reason), "limit": limit}).to_pylist()
+    return [{**row, "payload": base64.b64decode(row["payload"])} for row in rows]
 
 
 def export(url: str, target: Path | IO[bytes], stage: str | None, reason: str | None) -> int:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal, InvalidOperation
 from enum import StrEnum
+from ipaddress import IPv6Address
 from typing import Annotated, Any, NoReturn
 
 from pydantic import (
@@ -81,10 +82,22 @@ class Number:
 
 
 NUMBER = re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?", re.ASCII)
-# RFC 3986 characters; a percent sign starts an escaped octet. No scheme is needed in a reference.
-_URI_REFERENCE = re.compile(r"(?:[A-Za-z0-9\-._~:/?#\[\]@!$&'()*+,;=]|%[0-9A-Fa-f]{2})+")
-_ABSOLUTE_URI = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]*:")
-_JSON_MEDIA_TYPE = re.compile(r"[A-Za-z0-9!#$&^_.+\-]+/(?:json|[A-Za-z0-9!#$&^_.+\-]+\+json)\s*(?:;.*)?", re.IGNORECASE)
+# RFC 3986, appendix B: how any text falls into scheme, authority, path, query and fragment; and what each may hold.
+_URI_PARTS = re.compile(r"(?:([^:/?#]+):)?(?://([^/?#]*))?([^?#]*)(?:\?([^#]*))?(?:#(.*))?", re.DOTALL)
+_ESCAPED = r"%[0-9A-Fa-f]{2}"
+_UNRESERVED_OR_DELIMITER = r"A-Za-z0-9\-._~!$&'()*+,;="
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]*")
+_AUTHORITY = re.compile(
+    rf"(?:(?:[{_UNRESERVED_OR_DELIMITER}:]|{_ESCAPED})*@)?"
+    rf"(?:\[(?:(?P<ipv6>[0-9A-Fa-f:.]+)|[vV][0-9A-Fa-f]+\.[{_UNRESERVED_OR_DELIMITER}:]+)\]"
+    rf"|(?:[{_UNRESERVED_OR_DELIMITER}]|{_ESCAPED})*)(?::[0-9]*)?"
+)
+_PATH = re.compile(rf"(?:[{_UNRESERVED_OR_DELIMITER}:@/]|{_ESCAPED})*")
+_QUERY = re.compile(rf"(?:[{_UNRESERVED_OR_DELIMITER}:@/?]|{_ESCAPED})*")
+_TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z\-]+"  # RFC 9110
+_JSON_MEDIA_TYPE = re.compile(
+    rf"[ \t]*{_TOKEN}/(?:{_TOKEN}\+)?json[ \t]*(?:;.*)?", re.ASCII | re.DOTALL | re.IGNORECASE
+)
 _ATTRIBUTE_NAME = re.compile(r"[a-z0-9]{1,50}")
 # Control characters, surrogates and noncharacters, which the CloudEvents type system leaves out of String.
 FORBIDDEN_CHARACTERS = re.compile(
@@ -170,8 +183,6 @@ def _missing(message: str) -> PydanticCustomError:
 
 def _string(limit: int) -> BeforeValidator:
     def check(value: Any) -> Any:
-        if value is None or value == "":
-            raise _missing("is empty or null, expected a non-empty string")
         if not isinstance(value, str):
             raise _bad(f"expected a string, got {_shorten(value)}")
         if len(value) > limit:
@@ -183,16 +194,43 @@ def _string(limit: int) -> BeforeValidator:
     return BeforeValidator(check)
 
 
+def _is_uri_reference(value: str) -> bool:
+    match = _URI_PARTS.fullmatch(value)
+    assert match, "every text falls into such parts"
+    scheme, authority, path, query, fragment = match.groups()
+    if scheme is None and ":" in path.partition("/")[0]:
+        return False  # It would be read as the scheme's end.
+    if authority is not None:
+        host = _AUTHORITY.fullmatch(authority)
+        if not host or (host["ipv6"] and not _is_ipv6(host["ipv6"])):
+            return False
+    return (
+        (scheme is None or _SCHEME.fullmatch(scheme) is not None)
+        and _PATH.fullmatch(path) is not None
+        and all(_QUERY.fullmatch(part or "") for part in (query, fragment))
+    )
+
+
+def _is_ipv6(text: str) -> bool:
+    try:
+        IPv6Address(text)
+    except ValueError:
+        return False
+    return True
+
+
 def _uri_reference(value: str) -> str:
-    if not _URI_REFERENCE.fullmatch(value):
+    if not _is_uri_reference(value):
         raise _bad(f"expected a URI-reference (RFC 3986), got {_shorten(value)}")
     return value
 
 
 def _absolute_uri(value: str) -> str:
-    if not _ABSOLUTE_URI.match(value):
-        raise _bad(f"expected an absolute URI, got {_shorten(value)}")
-    return _uri_reference(value)
+    match = _URI_PARTS.fullmatch(value)
+    assert match, "every text falls into such parts"
+    if match[1] is None or match[5] is not None or not _is_uri_reference(value):
+        raise _bad(f"expected an absolute URI without fragment, got {_shorten(value)}")
+    return value
 
 
 def _json_media_type(value: str) -> str:
@@ -274,8 +312,9 @@ class Event(BaseModel):
         record = {name: value for name, value in record.items() if value is not None}
         if record.get("tenantid") == "":
             del record["tenantid"]
-        if any(name not in record or record[name] == "" for name in _REQUIRED):
-            return record  # The fields say which; what else is wrong comes after that.
+        for name in _REQUIRED:
+            if record.get(name, "") == "":
+                raise _missing(f"{name}: is {'an empty string' if name in record else 'absent or null'}")
         for name, value in record.items():
             if name == "data_base64":
                 raise _bad("data_base64: usage must come as JSON in `data`")

@@ -93,7 +93,8 @@ class Attributor:
         types, type_of_row = code_column(events["type"])
         seconds = np.asarray(events["time"].cast(pa.int64())) // 1_000_000
 
-        meters = [self.directory.meters_by_type[name] for name in types]
+        # A filtered batch keeps the types of rejected rows in its dictionary.
+        meters = [self.directory.meters_by_type.get(name, ()) for name in types]
         counts = np.asarray([len(fed) for fed in meters], np.int64)[type_of_row] if meters else np.zeros(0, np.int64)
         offsets = np.concatenate([[0], np.cumsum(counts)])
         total = int(offsets[-1])

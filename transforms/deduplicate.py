@@ -6,7 +6,7 @@ The key is a shard of the identity's hash, the window a UTC day of event time, t
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
@@ -31,13 +31,16 @@ _IPC = pa.ipc.IpcWriteOptions(compression="lz4")
 
 
 class Deduplicated(NamedTuple):
+    """`events` are all that count, archived ones among them; `fresh` are those of them that are to be archived."""
+
     events: beam.PCollection[pa.RecordBatch]
+    fresh: beam.PCollection[pa.RecordBatch]
     rejects: beam.PCollection[Reject]
 
 
 @dataclass
 class DeduplicateEvents(beam.PTransform):
-    """Let the first event of an identity pass.
+    """Let the first event of an identity pass; archived events came before all others.
 
     Args:
       shards: Number of keys: how many workers can share the work.
@@ -48,25 +51,43 @@ class DeduplicateEvents(beam.PTransform):
     horizon: timedelta | None = None
 
     @no_annotations
-    def expand(self, events: beam.PCollection[pa.RecordBatch]) -> Deduplicated:
+    def expand(self, inputs: dict[str, beam.PCollection[pa.RecordBatch]]) -> Deduplicated:
+        """`inputs` has `fresh` events and, where archived ones join, `archived` ones."""
         lateness = Duration(seconds=int(((self.horizon or timedelta(0)) + SLACK).total_seconds()))
-        deduplicated = (
-            events
-            | "Shard" >> beam.ParDo(_ShardFn(self.shards)).with_output_types(tuple[bytes, bytes])
+        pieces = [
+            events | f"Shard_{name}" >> beam.ParDo(_ShardFn(self.shards, name)).with_output_types(tuple[bytes, bytes])
+            for name, events in sorted(inputs.items())
+        ]
+        keyed = (
+            pieces
+            | "Join" >> beam.Flatten()
             | "ByDay" >> beam.WindowInto(FixedWindows(DAY_SECONDS), allowed_lateness=lateness)
-            | "Deduplicate" >> beam.ParDo(_DeduplicateFn()).with_outputs("rejects", main="events")
         )
+        # With bounded input all pieces of a key are there at once, so that archived ones can go first.
+        together = (
+            keyed | "ByKey" >> beam.GroupByKey()
+            if keyed.is_bounded
+            else keyed | "Each" >> beam.MapTuple(lambda key, piece: (key, [piece]))
+        )
+        deduplicate = beam.ParDo(_DeduplicateFn()).with_outputs("fresh", "rejects", main="events")
+        deduplicated = together | "Deduplicate" >> deduplicate
         return Deduplicated(
-            deduplicated["events"] | "Forever" >> beam.WindowInto(GlobalWindows()),
-            deduplicated["rejects"] | "RejectsForever" >> beam.WindowInto(GlobalWindows()),
+            *(
+                deduplicated[name] | f"Forever_{name}" >> beam.WindowInto(GlobalWindows())
+                for name in Deduplicated._fields
+            )
         )
+
+
+_FRESH, _ARCHIVED = b"\x01", b"\x00"
 
 
 class _ShardFn(beam.DoFn):
-    """Cut batches by day and shard; what crosses the shuffle is compressed Arrow."""
+    """Cut batches by day and shard; what crosses the shuffle is a byte that says whether the events are fresh, and
+    compressed Arrow."""
 
-    def __init__(self, shards: int) -> None:
-        self._shards = shards
+    def __init__(self, shards: int, name: str) -> None:
+        self._shards, self._mark = shards, _FRESH if name == "fresh" else _ARCHIVED
 
     def process(self, events: pa.RecordBatch) -> Iterator[Any]:
         days = np.asarray(events["time"].cast(pa.int64())) // (DAY_SECONDS * 1_000_000)
@@ -75,7 +96,7 @@ class _ShardFn(beam.DoFn):
         for number, piece in enumerate(pieces.tolist()):
             day, shard = divmod(piece, self._shards)
             part = events if len(pieces) == 1 else events.take(pa.array(np.flatnonzero(piece_of_row == number)))
-            yield TimestampedValue((b"%d" % shard, to_bytes(part)), Timestamp(day * DAY_SECONDS))
+            yield TimestampedValue((b"%d" % shard, self._mark + to_bytes(part)), Timestamp(day * DAY_SECONDS))
 
 
 def to_bytes(events: pa.RecordBatch) -> bytes:
@@ -85,7 +106,7 @@ def to_bytes(events: pa.RecordBatch) -> bytes:
     return sink.getvalue().to_pybytes()
 
 
-def from_bytes(data: bytes) -> pa.RecordBatch:
+def from_bytes(data: bytes | memoryview) -> pa.RecordBatch:
     return pa.ipc.open_stream(data).read_next_batch()
 
 
@@ -161,22 +182,35 @@ class _DeduplicateFn(beam.DoFn):
 
     def process(
         self,
-        keyed: tuple[bytes, bytes],
-        seen: Any = beam.DoFn.StateParam(SEEN),
+        keyed: tuple[bytes, Iterable[bytes]],
+        state: Any = beam.DoFn.StateParam(SEEN),
     ) -> Iterator[Any]:
-        events = from_bytes(keyed[1])
-        identities = Seen(seen.read())
-        is_new, first_content = identities.add(events["identity"])
-        content = identity_columns(events["identity"])[2]
-        conflicts = ~is_new & (content != first_content)
-        Metrics.counter("deduplicate", "accepted").inc(int(is_new.sum()))
-        Metrics.counter("deduplicate", "duplicate").inc(int((~is_new & ~conflicts).sum()))
-        for row in np.flatnonzero(conflicts).tolist():
-            Metrics.counter("deduplicate", Reason.CONFLICT).inc()
-            yield beam.pvalue.TaggedOutput("rejects", _conflict(events, row, first_content[row], content[row]))
-        if is_new.any():
-            seen.write(bytes(identities))
-            yield events if is_new.all() else events.filter(pa.array(is_new))
+        seen = Seen(state.read())
+        before = len(seen)
+        for piece in sorted(keyed[1], key=lambda piece: piece[:1]):
+            events = from_bytes(memoryview(piece)[1:])
+            is_fresh = piece[:1] == _FRESH
+            is_new, first_content = seen.add(events["identity"])
+            if is_fresh:
+                yield from _told(events, is_new, first_content)
+            if is_new.any():
+                kept = events if is_new.all() else events.filter(pa.array(is_new))
+                yield kept
+                if is_fresh:
+                    yield beam.pvalue.TaggedOutput("fresh", kept)
+        if len(seen) > before:
+            state.write(bytes(seen))
+
+
+def _told(events: pa.RecordBatch, is_new: np.ndarray, first_content: np.ndarray) -> Iterator[beam.pvalue.TaggedOutput]:
+    """Count fresh events by what became of them, and reject the conflicts."""
+    content = identity_columns(events["identity"])[2]
+    conflicts = ~is_new & (content != first_content)
+    Metrics.counter("deduplicate", "accepted").inc(int(is_new.sum()))
+    Metrics.counter("deduplicate", "duplicate").inc(int((~is_new & ~conflicts).sum()))
+    for row in np.flatnonzero(conflicts).tolist():
+        Metrics.counter("deduplicate", Reason.CONFLICT).inc()
+        yield beam.pvalue.TaggedOutput("rejects", _conflict(events, row, first_content[row], content[row]))
 
 
 def _conflict(events: pa.RecordBatch, row: int, first: int, came: int) -> Reject:

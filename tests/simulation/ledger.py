@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from fractions import Fraction
 from typing import Any
@@ -27,8 +27,12 @@ def stored(url: str) -> dict[str, list[Row]]:
 
 
 def _rows(url: str, sql: str) -> list[Row]:
-    result = clickhouse.connect(url).query(sql, query_formats={"payload": "bytes", "FixedString": "bytes"})
-    return [dict(zip(result.column_names, row)) for row in result.result_rows]
+    result = clickhouse.connect(url).query(sql, query_formats={"String": "bytes", "FixedString": "bytes"})
+    return [dict(zip(result.column_names, map(_in_utc, row))) for row in result.result_rows]
+
+
+def _in_utc(value: Any) -> Any:
+    return value.replace(tzinfo=UTC) if isinstance(value, datetime) and value.tzinfo is None else value
 
 
 def compare(tables: dict[str, list[Row]], books: Books, catalog: Catalog, counters: dict[str, int]) -> None:
@@ -60,14 +64,14 @@ def _same(name: str, found: Any, expected: Any) -> None:
     have, want = Counter(map(_frozen, found)), Counter(map(_frozen, expected))
     if have != want:
         extra, missing = list((have - want).elements()), list((want - have).elements())
-        show = [f"  only in ClickHouse: {_short(row)}" for row in extra[:3]]
-        show += [f"  only in the books:  {_short(row)}" for row in missing[:3]]
+        show = [f"  only in ClickHouse: {_short(row)}" for row in extra[:2]]
+        show += [f"  only in the books:  {_short(row)}" for row in missing[:2]]
         raise Different("\n".join([f"{name}: {len(extra)} rows too many, {len(missing)} are missing", *show]))
 
 
 def _short(row: Any) -> str:
     text = repr(row)
-    return text if len(text) < 2000 else text[:2000] + "…"
+    return text if len(text) < 1500 else text[:1500] + "…"
 
 
 def _frozen(value: Any) -> Any:

@@ -1,0 +1,162 @@
+"""recall: the archived events of the billing periods that new events touch join the input.
+
+State is a cache of the archive: a run that starts without state, on the day after, or after a crash, sees the events
+that are stored already, and so writes the rows that one run over all events would write (docs/exactly_once.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import apache_beam as beam
+import msgspec
+import numpy as np
+import pyarrow as pa
+from apache_beam.metrics import Metrics
+from apache_beam.typehints.decorators import no_annotations
+
+from meterline.schemas.arrow import ATTRIBUTED
+from meterline.schemas.records import RatingKey
+from meterline.transforms import clickhouse
+from meterline.transforms.columns import code_column, symbols
+
+
+class Span(NamedTuple):
+    """Seconds [start, end) in which an account's archived events are wanted."""
+
+    tenant_id: str
+    billing_account_id: str
+    start: int
+    end: int
+
+
+@dataclass
+class RecallEvents(beam.PTransform):
+    """Read the archive of the billing periods that attributed events touch, as attributed events.
+
+    Args:
+      url: Of the database.
+    """
+
+    url: str
+
+    @no_annotations
+    def expand(self, events: beam.PCollection[pa.RecordBatch]) -> beam.PCollection[pa.RecordBatch]:
+        return (
+            events
+            | "Touch" >> beam.ParDo(_TouchFn()).with_output_types(tuple[str, bytes])
+            | "Together" >> beam.GroupByKey()
+            | "Recall" >> beam.ParDo(_RecallFn(self.url))
+        )
+
+
+class _TouchFn(beam.DoFn):
+    """The spans that a bundle touches, each once."""
+
+    def start_bundle(self) -> None:
+        self._keys: set[str] = set()
+        self._spans: set[Span] = set()
+
+    def process(self, events: pa.RecordBatch) -> None:
+        keys, codes = code_column(events["rating_keys"].flatten())
+        for text in {keys[code] for code in np.unique(codes).tolist()} - self._keys:
+            self._keys.add(text)
+            key = RatingKey.parse(text)
+            start, end = int(key.period_start.timestamp()), int(key.period_end.timestamp())
+            self._spans.add(Span(key.tenant_id, key.billing_account_id, start, end))
+
+    def finish_bundle(self) -> Iterator[beam.utils.windowed_value.WindowedValue]:
+        if self._spans:
+            packed = msgspec.msgpack.encode(sorted(self._spans))
+            window = beam.window.GlobalWindow()
+            yield beam.utils.windowed_value.WindowedValue(("touched", packed), window.start, (window,))
+
+
+def joined(spans: Iterable[Span]) -> list[Span]:
+    """The same time, with the spans of an account that overlap or meet made one: no event is read twice."""
+    made: list[Span] = []
+    for span in sorted(spans):
+        last = made[-1] if made else None
+        if last and last[:2] == span[:2] and span.start <= last.end:
+            made[-1] = last._replace(end=max(last.end, span.end))
+        else:
+            made.append(span)
+    return made
+
+
+_SELECT = """
+SELECT tenant_id, source, id, type, subject, time, received_time, account_id, billing_account_id, identity,
+       rating_keys, quantities, counted_values
+FROM usage_events FINAL
+WHERE tenant_id = {tenant:String} AND billing_account_id IN {accounts:Array(String)}
+  AND time >= fromUnixTimestamp64Second({start:Int64}, 'UTC') AND time < fromUnixTimestamp64Second({end:Int64}, 'UTC')
+"""
+_KEYS = """
+SELECT rating_key_id, rating_key FROM rating_keys FINAL
+WHERE tenant_id = {tenant:String} AND billing_account_id IN {accounts:Array(String)}
+"""
+
+
+class _RecallFn(beam.DoFn):
+    def __init__(self, url: str) -> None:
+        self._url = url
+
+    def process(self, touched: tuple[str, Iterable[bytes]]) -> Iterator[pa.RecordBatch]:
+        spans = {Span(*span) for packed in touched[1] for span in msgspec.msgpack.decode(packed)}
+        alike: dict[tuple[str, int, int], list[str]] = {}
+        for span in joined(spans):
+            alike.setdefault((span.tenant_id, span.start, span.end), []).append(span.billing_account_id)
+        for (tenant, start, end), accounts in alike.items():
+            parameters = {"tenant": tenant, "accounts": accounts, "start": start, "end": end}
+            for batch in recalled(self._url, parameters):
+                Metrics.counter("recall", "events").inc(batch.num_rows)
+                yield batch
+
+
+def recalled(url: str, parameters: dict[str, object]) -> Iterator[pa.RecordBatch]:
+    """Archived events of accounts in a span of time, in the schema of attributed events, without payload."""
+    rows = clickhouse.query(url, _SELECT, parameters)
+    if not rows.num_rows:
+        return
+    keys = clickhouse.query(url, _KEYS, parameters)
+    ids = np.asarray(keys["rating_key_id"])
+    order = np.argsort(ids)
+    texts = keys["rating_key"].to_pylist()
+    texts = [texts[place] for place in order.tolist()]
+    ids = ids[order]
+    for batch in rows.to_batches():
+        wanted = np.asarray(batch["rating_keys"].flatten())
+        codes = np.searchsorted(ids, wanted)
+        if (len(wanted) and not (codes < len(ids)).all()) or not (ids[codes] == wanted).all():
+            raise clickhouse.DatabaseError(
+                "usage_events names rating keys that rating_keys does not have: the archive is damaged"
+            )
+        yield _attributed(batch, symbols(codes, texts))
+
+
+def _attributed(batch: pa.RecordBatch, keys: pa.Array) -> pa.RecordBatch:
+    lists = batch["rating_keys"].offsets
+    offsets = pa.array(np.asarray(lists) - lists[0].as_py(), pa.int32())
+    nothing = {
+        "payload": pa.array([b""] * batch.num_rows, pa.binary()),
+        "origin": symbols(np.zeros(batch.num_rows, np.int32), [""]),
+        "position": pa.array(np.zeros(batch.num_rows, np.int64)),
+        "rating_keys": pa.ListArray.from_arrays(offsets, keys),
+    }
+    arrays = []
+    for item in ATTRIBUTED:
+        column = nothing.get(item.name)
+        if column is None:
+            column = batch[item.name]
+            if pa.types.is_list(item.type):
+                values = column.flatten()
+                values = values.dictionary_encode() if pa.types.is_dictionary(item.type.value_type) else values
+                column = pa.ListArray.from_arrays(offsets, values.cast(item.type.value_type))
+            elif pa.types.is_dictionary(item.type) and not pa.types.is_dictionary(column.type):
+                column = column.dictionary_encode().cast(item.type)
+            else:
+                column = column.cast(item.type)
+        arrays.append(column)
+    return pa.RecordBatch.from_arrays(arrays, schema=ATTRIBUTED)
