@@ -37,7 +37,8 @@ rejects_app = typer.Typer(help="List, count and export what was rejected.", no_a
 app.add_typer(catalog_app, name="catalog")
 app.add_typer(rejects_app, name="rejects")
 
-out = Console()
+# Tables in a file or a pipe are as wide as they need to be; on a terminal they fit into it.
+out = Console(width=None if sys.stdout.isatty() else 120)
 err = Console(stderr=True)
 
 DEFAULT_DATABASE = "chdb://meterline-db"
@@ -108,7 +109,13 @@ def demo(
 
 
 @app.command()
-def migrate(clickhouse: Url = DEFAULT_DATABASE) -> None:
+def migrate(
+    clickhouse: Url = DEFAULT_DATABASE,
+    retention_days: Annotated[
+        int | None,
+        typer.Option(help="Let archived events go so many days after their time; 0 keeps them. Default: as it is."),
+    ] = None,
+) -> None:
     """Create the tables, or bring them to this version."""
     from meterline.transforms import clickhouse as database
 
@@ -117,6 +124,10 @@ def migrate(clickhouse: Url = DEFAULT_DATABASE) -> None:
         out.print(f"applied {one.name}")
     newest = database.migrations()[-1].name
     out.print(f"{database.redacted(clickhouse)} is at schema {newest}" + ("" if done else "; nothing to do"))
+    if retention_days is not None:
+        database.set_retention(clickhouse, retention_days or None)
+        kept = f"for {retention_days} days" if retention_days else "without end"
+        out.print(f"archived events are kept {kept}", highlight=False)
 
 
 @catalog_app.command("check")

@@ -371,9 +371,8 @@ def _first_reason(error: ValidationError) -> EventError:
     problems = []
     for problem in error.errors(include_url=False):
         place = ".".join(str(part) for part in problem["loc"])
-        kind = {"missing": Reason.MISSING_FIELD.value}.get(problem["type"], problem["type"])
+        kind, message = problem["type"], problem["msg"]
         reason = Reason(kind) if kind in set(Reason) else Reason.BAD_ATTRIBUTE
-        message = "is absent" if kind == Reason.MISSING_FIELD and problem["type"] == "missing" else problem["msg"]
         problems.append((_PRECEDENCE[reason], reason, f"{place}: {message}" if place else message))
     _, reason, message = min(problems, key=lambda problem: problem[0])
     return EventError(reason, message)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import zoneinfo
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -24,10 +23,10 @@ def clickhouse_url(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture
-def database(clickhouse_url: str) -> Iterator[str]:
+def database(clickhouse_url: str) -> str:
     """The URL of a database whose tables are empty."""
     empty_tables(clickhouse_url)
-    yield clickhouse_url
+    return clickhouse_url
 
 
 def empty_tables(url: str) -> None:

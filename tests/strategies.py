@@ -122,3 +122,61 @@ instants = st.datetimes(
     max_value=datetime(2199, 12, 31),  # noqa: DTZ001
     timezones=st.just(UTC),
 )
+
+# --- Texts that nearly are what they should be ----------------------------------------------------------
+
+
+def pieces(*parts: str, longest: int = 10) -> Strategy[str]:
+    """Texts put together from parts in any order."""
+    return st.lists(st.sampled_from(parts), max_size=longest).map("".join)
+
+
+near_uris = pieces(
+    *("a", "x1", ":", "/", "//", "?", "#", "[", "]", "@", "%20", "%", "1", "::", ".", "-", "v1.", "ffff", "1.2.3.4"),
+    *("[::1]", "[1:2:3:4:5:6:7:8]", "[v1.a]", "urn:", "https://", " ", "ü", "\\", "é", "'", "+", ";", "25", "%G0"),
+).filter(bool)
+
+_two_digits = st.integers(0, 99).map("{:02}".format)
+_good_days = st.dates(datetime(1971, 1, 1).date(), datetime(2198, 12, 31).date()).map(str)  # noqa: DTZ001
+near_times = st.tuples(
+    st.one_of(
+        _good_days,
+        _good_days,
+        st.sampled_from(["1970-01-01", "1969-12-31", "2199-12-31", "2200-01-01", "2026-02-31", "2024-02-29"]),
+        st.sampled_from(
+            ["2023-02-29", "2100-02-29", "0000-01-01", "9999-12-31", "2026-13-01", "2026-1-01", "٢٠٢٦-10-01"]
+        ),
+    ),
+    st.sampled_from("TTTTTt _"),
+    st.one_of(
+        st.times().map(lambda time: time.isoformat("seconds")),
+        st.sampled_from(["23:59:60", "24:00:00", "12:60:00", "00:00:00", "23:59:59", "1:00:00", "12:00", "12:00:00x"]),
+    ),
+    st.one_of(
+        st.just(""),
+        st.integers(0, 10**6).map(".{}".format),
+        st.sampled_from([".000000999999", ".9999999", ".", ".1x", ".٣", ",5", ".0", "." + "1" * 30, ".+1", ". 1"]),
+    ),
+    st.one_of(
+        st.sampled_from(
+            ["Z", "Z", "Z", "z", "+00:00", "-00:00", "+23:59", "-23:59", "+24:00", "+00:60", "", " Z", "ZZ"]
+        ),
+        st.builds("{}{}:{}".format, st.sampled_from("+-"), _two_digits, _two_digits),
+        st.sampled_from(["+1:00", "+0100", "+01", "+01:00 ", "+01:00Z", "*01:00", "+01-00", "\n", "+٠١:00"]),
+    ),
+).map("".join)
+
+near_numbers = st.one_of(
+    st.builds(
+        "{}{}{}{}".format,
+        st.sampled_from(["", "", "", "-", "+", "--"]),
+        st.one_of(st.integers(0, 10**21).map(str), st.sampled_from(["0", "0", "1", "5", "00", "01", "", "9" * 20])),
+        st.one_of(
+            st.just(""), st.integers(0, 10**13).map(".{}".format), st.sampled_from([".", ".0", ".10", "." + "0" * 60])
+        ),
+        st.sampled_from(
+            ["", "", "", "e0", "E2", "e-12", "e-13", "e+20", "e", "e400", "e-400", "e99999999999999999999"]
+        ),
+    ),
+    st.sampled_from(["NaN", "Infinity", "0x1", "1_0", "1 ", " 1", "", "１", "x", "1e100", "1e99", "1" * 4001, "true"]),
+)

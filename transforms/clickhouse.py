@@ -160,6 +160,31 @@ def migrate(url: str) -> list[Migration]:
     return done
 
 
+# The archive of a touched period joins the input: it must reach back over the acceptance horizon of a stream (35 days)
+# and the longest period that an event of that age can lie in, with a month to settle it.
+MIN_RETENTION_DAYS = 35 + 31 + 31
+
+
+def set_retention(url: str, days: int | None) -> None:
+    """Let archived events (and their personal data) go some days after their time; None: keep them.
+
+    Raises:
+      DatabaseError: the period is too short for late usage to be rated right.
+    """
+    if days is not None and days < MIN_RETENTION_DAYS:
+        raise DatabaseError(
+            f"the archive must be kept for {MIN_RETENTION_DAYS} days or more, got {days}: "
+            "late usage is rated together with the archived events of its billing period"
+        )
+    client = ready(url)
+    if days is None:
+        if "TTL" in client.command("SHOW CREATE TABLE usage_events"):
+            _guarded(url, lambda: client.command("ALTER TABLE usage_events REMOVE TTL"))
+        return
+    _guarded(url, lambda: client.command("ALTER TABLE usage_events MODIFY SETTING ttl_only_drop_parts = 1"))
+    _guarded(url, lambda: client.command(f"ALTER TABLE usage_events MODIFY TTL toDateTime(time) + INTERVAL {days} DAY"))
+
+
 def _without_comments(statement: str) -> str:
     lines = [line for line in statement.splitlines() if not line.lstrip().startswith("--")]
     return "\n".join(lines).strip().rstrip(";")

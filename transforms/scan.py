@@ -18,6 +18,7 @@ from typing import Any, Literal, NamedTuple
 import msgspec
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from pydantic import ValidationError
 
 from meterline.schemas.arrow import EVENTS, MICROSECONDS, QUANTITY, SYMBOL
@@ -276,20 +277,14 @@ class Scanner:
         """A property column; each different token is read once, by the slow path's function."""
         prefix, _, path = name.partition(":")
         tokens = _tokens(self._tree, path, structs).dictionary_encode()
-        values, verdict = [], np.ones(len(tokens.dictionary), bool)
-        for code, token in enumerate(tokens.dictionary.to_pylist()):
-            try:
-                values.append(_read_token(prefix, token))
-            except EventError:
-                values.append(None)
-                verdict[code] = False
+        values, verdict = _read_tokens(prefix, tokens.dictionary, kind)
         reading = self.shape.reads(name)
         codes = np.asarray(tokens.indices)
         read = np.fromiter((value in reading for value in types.dictionary.to_pylist()), bool, len(types.dictionary))
         is_read = read[np.asarray(types.indices)] if len(read) else np.zeros(0, bool)
         fine &= verdict[codes] | ~is_read if len(verdict) else True
         mask = pa.array(codes, pa.int32(), mask=~is_read)
-        column = pa.array(values, pa.string() if kind == SYMBOL else QUANTITY).take(mask)
+        column = values.take(mask)
         return column.dictionary_encode() if kind == SYMBOL else column
 
     def _known_type(self, types: pa.DictionaryArray) -> np.ndarray:
@@ -377,6 +372,30 @@ class Scanner:
 
 
 _ONE = Literal["1.0"]
+
+
+# A number that Arrow reads as the slow path does, exactly.
+_PLAIN_NUMBER = r"\A(?:0|[1-9][0-9]{0,19})(?:\.[0-9]{1,12})?\n\z"
+
+
+def _read_tokens(prefix: str, tokens: pa.Array, kind: pa.DataType) -> tuple[pa.Array, np.ndarray]:
+    """What different tokens say, null where a token is wrong, and which are right."""
+    verdict = np.ones(len(tokens), bool)
+    plain = pa.array(np.zeros(len(tokens), bool))
+    if kind == QUANTITY:
+        texts = tokens.cast(pa.string())
+        plain = pc.match_substring_regex(texts, _PLAIN_NUMBER)
+        numbers = pc.if_else(plain, pc.ascii_rtrim(texts, "\n"), None).cast(QUANTITY)
+    odd = pc.invert(plain)
+    values = []
+    for code in np.flatnonzero(odd).tolist():
+        try:
+            values.append(_read_token(prefix, tokens[code].as_py()))
+        except EventError:
+            values.append(None)
+            verdict[code] = False
+    read = pa.array(values, pa.string() if kind == SYMBOL else QUANTITY)
+    return read if kind == SYMBOL else pc.replace_with_mask(numbers, odd, read), verdict
 
 
 @lru_cache(maxsize=65_536)

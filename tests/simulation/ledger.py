@@ -27,7 +27,7 @@ def stored(url: str) -> dict[str, list[Row]]:
 
 
 def _rows(url: str, sql: str) -> list[Row]:
-    result = clickhouse.connect(url).query(sql, query_formats={"String": "bytes", "FixedString": "bytes"})
+    result = clickhouse.connect(url).query(sql, column_formats={"payload": "bytes"})
     return [dict(zip(result.column_names, map(_in_utc, row))) for row in result.result_rows]
 
 

@@ -91,7 +91,7 @@ def test_no_treatment_changes_a_row(seed: int, database: str, tmp_path: Path) ->
             empty_tables(database)
             run(world, catalog, paths, database, how)
             rows.append(stored(database))
-        assert rows[0]["line_items"] and rows[0]["rejects"]
+        assert rows[0]["line_items"]
         for other in rows[1:]:
             for table in rows[0]:
                 assert _comparable(other[table]) == _comparable(rows[0][table]), table

@@ -1,0 +1,1249 @@
+"""Why was I charged? From an invoice to its lines, their line items and events, and from an event back."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal, localcontext
+from typing import Any, ClassVar
+
+from rich.console import Group, RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+from rich.tree import Tree
+
+from meterline.runners import tables
+from meterline.schemas.catalog import AnyPrice, Catalog, Fixed, Package, PerUnit, Subscription
+from meterline.schemas.event import plain_text
+from meterline.schemas.records import RatingKey, line_item_id
+from meterline.transforms import clickhouse
+from meterline.transforms.rules.attribution import Directory, directory
+from meterline.transforms.rules.line_items import window_bounds
+from meterline.transforms.rules.money import EXACT, round_amount
+
+MAX_FOUND = 20
+"""Events, or rejects, shown when more than one has the id."""
+
+_ZERO = Decimal(0)
+# A source, the sign # and an event's id.
+_LONGEST = 1_024 + 1 + 512
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
+# By the time zone a period starts up to a day before or after its month, and a day that a zone skips adds another.
+_OFF_MONTH = timedelta(days=2)
+_NUMBER = re.compile(r"(?P<account>.+)-(?P<period>\d{4}-\d{2})-(?P<currency>[A-Z]{3})-\d{1,10}", re.ASCII)
+
+
+class NotFound(LookupError):
+    """No invoice, line, line item, reject or event has the id; the text says which ids there are."""
+
+    def __init__(self, id: str, hint: str = "") -> None:
+        shown = _visible(id if len(id) <= 80 else f"{id[:79]}…")
+        super().__init__(
+            f"nothing is called {shown!r}{hint}. What can be explained, and how to find some:\n"
+            "  invoice number like acme-2026-10-USD-1, id inv_…  SELECT number, invoice_id FROM invoices FINAL\n"
+            "  invoice line   il_…                     SELECT invoice_line_id, description FROM invoice_lines FINAL\n"
+            "  line item      li_…                     SELECT line_item_id, account_id, amount FROM line_items FINAL\n"
+            "  reject         rej_…                    SELECT reject_id, reason, message FROM rejects FINAL\n"
+            "  event          its id, or SOURCE#ID     SELECT source, id, time FROM usage_events FINAL\n"
+            'Ask with `meterline query "SELECT … LIMIT 10"`.'
+        )
+
+
+# --- what an explanation says -------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Node:
+    KIND: ClassVar[str] = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """For other programs: exact numbers are strings, instants RFC 3339, counts integers."""
+        kind = {"kind": self.KIND} if self.KIND else {}
+        return {**kind, **{field.name: _json(getattr(self, field.name)) for field in fields(self)}}
+
+
+@dataclass(frozen=True)
+class Price(_Node):
+    """How a quantity becomes an amount, in words.
+
+    `source` is `catalog`; `recorded` where the catalog is not at hand, or differs from what was charged; or `none` for
+    usage that no charge prices.
+    """
+
+    model: str
+    text: str
+    source: str
+
+
+@dataclass(frozen=True)
+class Tier(_Node):
+    """What one tier contributes. Bounds (above, up_to], `per` and `packages` are known with a catalog only."""
+
+    tier: int
+    above: Decimal | None
+    up_to: Decimal | None
+    quantity: Decimal
+    unit_price: Decimal
+    per: Decimal | None
+    packages: Decimal | None
+    flat_fee: Decimal
+    amount: Decimal
+
+
+@dataclass(frozen=True)
+class Fee(_Node):
+    """A fixed fee: `amount · covered_seconds / period_seconds`."""
+
+    amount: Decimal
+    covered_from: datetime
+    covered_to: datetime
+    covered_seconds: int
+    period_seconds: int
+    prorated: Decimal
+
+
+@dataclass(frozen=True)
+class Billing(_Node):
+    """An invoice line, in short."""
+
+    invoice_line_id: str
+    invoice_id: str
+    invoice_number: str
+    status: str
+    sequence: int
+    made_at: datetime
+    reason: str
+    quantity: Decimal
+    exact_amount: Decimal
+    amount: Decimal
+    currency: str
+
+
+@dataclass(frozen=True)
+class Standing(_Node):
+    """What the line items of a rating key and account say now, and how much of it no issued invoice has billed."""
+
+    quantity: Decimal
+    amount: Decimal
+    line_items: int
+    events: int
+    not_billed_quantity: Decimal
+    not_billed_amount: Decimal
+
+
+@dataclass(frozen=True)
+class CountedEvent(_Node):
+    """An event of a line item, with the quantity that it adds to it."""
+
+    time: datetime
+    source: str
+    id: str
+    subject: str
+    quantity: Decimal
+    counted_value: str
+    payload: str
+
+
+@dataclass(frozen=True)
+class LineItem(_Node):
+    """Rated usage of one window: the period's quantity went from `quantity_from` to `quantity_to`."""
+
+    KIND = "line_item"
+    line_item_id: str
+    tenant_id: str
+    billing_account_id: str
+    account_id: str
+    subscription_id: str
+    charge_id: str
+    meter_id: str
+    rate_card_version: str
+    rating_key_id: str
+    dimensions: dict[str, str]
+    period_start: datetime
+    period_end: datetime
+    window_start: datetime
+    window_end: datetime
+    quantity_from: Decimal
+    quantity_to: Decimal
+    unit: str
+    amount: Decimal
+    currency: str
+    price: Price
+    tiers: tuple[Tier, ...]
+    event_count: int
+    revision: int
+    events: tuple[CountedEvent, ...]
+    standing: Standing | None
+    billed_by: tuple[Billing, ...]
+
+
+@dataclass(frozen=True)
+class Rounding(_Node):
+    """A charge of all its accounts by the time of the line: rounded once, and shared by largest remainder.
+
+    `exact` and `rounded` are the charge's, `share` is the account's part of `rounded`, of which earlier lines billed
+    `billed_before`.
+    """
+
+    exact: Decimal
+    rounded: Decimal
+    accounts: int
+    exact_share: Decimal
+    share: Decimal
+    billed_before: Decimal
+
+
+@dataclass(frozen=True)
+class Line(_Node):
+    """A line of an invoice.
+
+    `came_after` is what its line items say now, less what they said when the line was made: 0 where the line items
+    still add up to what it bills. Line items are told when the line itself is asked for.
+    """
+
+    KIND = "invoice_line"
+    invoice_line_id: str
+    invoice_id: str
+    invoice_number: str
+    status: str
+    sequence: int
+    line_number: int
+    tenant_id: str
+    billing_account_id: str
+    account_id: str
+    subscription_id: str
+    charge_id: str
+    meter_id: str
+    rate_card_version: str
+    rating_key_id: str
+    dimensions: dict[str, str]
+    period_start: datetime
+    period_end: datetime
+    description: str
+    quantity: Decimal
+    unit: str
+    exact_amount: Decimal
+    amount: Decimal
+    currency: str
+    reason: str
+    price: Price
+    fee: Fee | None
+    rounding: Rounding
+    standing: Standing
+    came_after: Decimal
+    tiers: tuple[Tier, ...]
+    line_items: tuple[LineItem, ...]
+    earlier: tuple[Billing, ...]
+    later: tuple[Billing, ...]
+
+
+@dataclass(frozen=True)
+class Invoice(_Node):
+    """A draft, an issued invoice or a credit note."""
+
+    KIND = "invoice"
+    invoice_id: str
+    number: str
+    status: str
+    invoice_kind: str
+    tenant_id: str
+    billing_account_id: str
+    period: str
+    sequence: int
+    currency: str
+    total: Decimal
+    corrects: str
+    made_at: datetime
+    lines: tuple[Line, ...]
+
+
+@dataclass(frozen=True)
+class Usage(_Node):
+    """What one meter made of an event."""
+
+    meter_id: str
+    subscription_id: str
+    charge_id: str
+    rate_card_version: str
+    rating_key_id: str
+    dimensions: dict[str, str]
+    period_start: datetime
+    period_end: datetime
+    quantity: Decimal
+    unit: str
+    counted_value: str
+    line_item_id: str
+    line_item: LineItem | None
+    standing: Standing
+    billed_by: tuple[Billing, ...]
+
+
+@dataclass(frozen=True)
+class Event(_Node):
+    """An accepted event, with what it was attributed to."""
+
+    KIND = "event"
+    tenant_id: str
+    source: str
+    id: str
+    type: str
+    subject: str
+    time: datetime
+    received_time: datetime
+    account_id: str
+    billing_account_id: str
+    payload: str
+    usage: tuple[Usage, ...]
+
+
+@dataclass(frozen=True)
+class Reject(_Node):
+    """A record that could not go on. Bytes that are no UTF-8 are shown as `\\xNN`."""
+
+    KIND = "reject"
+    reject_id: str
+    stage: str
+    reason: str
+    message: str
+    origin: str
+    position: int
+    received_time: datetime
+    payload: str
+
+
+@dataclass(frozen=True)
+class Explanation(_Node):
+    """All that has the id asked for; `more` where only the first are told."""
+
+    id: str
+    more: bool
+    found: tuple[Invoice | Line | LineItem | Event | Reject, ...]
+
+
+def _json(value: Any) -> Any:
+    if isinstance(value, _Node):
+        return value.to_json()
+    if isinstance(value, Decimal):
+        return plain_text(value)
+    if isinstance(value, datetime):
+        return _instant(value)
+    if isinstance(value, tuple):
+        return [_json(one) for one in value]
+    return value
+
+
+def _instant(value: datetime) -> str:
+    return value.astimezone(UTC).isoformat().replace("+00:00", "Z")
+
+
+# --- finding ------------------------------------------------------------------------------------
+
+
+def explain(url: str, id: str, catalog: Catalog | None, *, events: int = 5, line_items: int = 10) -> Explanation:
+    """Say what something was charged for, or where an event went.
+
+    Args:
+      url: Of the database.
+      id: An invoice's number or id, the id of an invoice line, a line item, a reject or an event. Events of several
+        sources and tenants may share an id, all are told; `SOURCE#ID` names one, also where its id looks like another's.
+      catalog: Where prices and units are looked up; without, prices are what the line items recorded.
+      events: At most so many of each line item, the first.
+      line_items: At most so many of an invoice line, those with the largest amounts.
+
+    Raises:
+      NotFound: nothing has the id.
+      DatabaseError: ClickHouse cannot be used.
+    """
+    clickhouse.ready(url)
+    if not id or len(id) > _LONGEST or any("\ud800" <= one <= "\udfff" for one in id):
+        raise NotFound(id)
+    ask = _Question(url, directory(catalog) if catalog else None, events, line_items)
+    with localcontext(EXACT):
+        for pattern, look in _KINDS:
+            if re.fullmatch(pattern, id) and (found := look(ask, id)):
+                return Explanation(id, False, tuple(found))
+        answers = _events(ask, id) or _rejects_with(ask, id)
+    if not answers:
+        raise NotFound(id)
+    return Explanation(id, len(answers) > MAX_FOUND, tuple(answers[:MAX_FOUND]))
+
+
+@dataclass(frozen=True)
+class _Question:
+    url: str
+    book: Directory | None
+    events: int
+    line_items: int
+
+    def rows(self, sql: str, **parameters: Any) -> list[dict[str, Any]]:
+        # Payloads may be any bytes; what else is text is decoded here.
+        table = clickhouse.query(self.url, sql, parameters, as_text=False)
+        return [{name: _decoded(value) for name, value in row.items()} for row in table.to_pylist()]
+
+    def unit(self, meter_id: str) -> str:
+        return self.book.meters[meter_id].unit if self.book and meter_id in self.book.meters else ""
+
+
+def _decoded(value: Any) -> Any:
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "backslashreplace")
+    if isinstance(value, (list, tuple)):
+        return tuple(_decoded(one) for one in value)
+    return value
+
+
+_HEAD = """
+SELECT invoice_id, number, toString(status) AS status, toString(kind) AS invoice_kind, tenant_id, billing_account_id,
+       period, sequence, currency, total, corrects, toDateTime64(made_at, 0, 'UTC') AS made_at
+FROM (SELECT * FROM invoices FINAL) AS invoices
+"""
+_LINE = """
+SELECT invoice_id, line_number, invoice_line_id, tenant_id, billing_account_id, account_id, subscription_id, charge_id,
+       meter_id, rate_card_version, rating_key_id, dimensions, toDateTime64(period_start, 0, 'UTC') AS period_start,
+       toDateTime64(period_end, 0, 'UTC') AS period_end, description, unit, quantity, exact_amount, amount, currency,
+       reason
+FROM (SELECT * FROM invoice_lines FINAL) AS invoice_lines
+"""
+_ITEM = """
+SELECT line_item_id, tenant_id, billing_account_id, account_id, subscription_id, charge_id, meter_id,
+       rate_card_version, rating_key_id, dimensions, toDateTime64(period_start, 0, 'UTC') AS period_start,
+       toDateTime64(period_end, 0, 'UTC') AS period_end, toDateTime64(window_start, 0, 'UTC') AS window_start,
+       toDateTime64(window_end, 0, 'UTC') AS window_end, quantity_from, quantity_to, amount, currency, tiers.tier,
+       tiers.quantity, tiers.unit_price, tiers.flat_fee, tiers.amount, event_count, revision
+FROM {line_items} AS line_items
+"""
+# The sort key of line_items, column by column.
+_OF_KEYS = """
+WHERE tenant_id = {tenant:String} AND billing_account_id = {payer:String}
+  AND period_start >= {since:DateTime('UTC')} AND period_start <= {until:DateTime('UTC')}
+  AND subscription_id IN {subscriptions:Array(String)} AND charge_id IN {charges:Array(String)}
+  AND meter_id IN {meters:Array(String)} AND rate_card_version IN {versions:Array(String)}
+  AND rating_key_id IN {keys:Array(UInt64)}
+"""
+# Sums are taken in 256 bits: ClickHouse wraps sums of Decimal(38) without a word.
+_TOTALS = f"""
+SELECT rating_key_id, account_id, count() AS line_items, sum(event_count) AS events,
+       CAST(sum(toDecimal256(quantity_to, 12) - toDecimal256(quantity_from, 12)), 'Decimal(38, 12)') AS units,
+       CAST(sum(toDecimal256(amount, 18)), 'Decimal(38, 18)') AS total
+FROM line_items FINAL {_OF_KEYS}
+GROUP BY rating_key_id, account_id
+"""
+_TIERS = f"""
+SELECT one.1 AS tier, one.3 AS unit_price,
+       CAST(sum(toDecimal256(one.2, 12)), 'Decimal(38, 12)') AS quantity,
+       CAST(sum(toDecimal256(one.4, 18)), 'Decimal(38, 18)') AS flat_fee,
+       CAST(sum(toDecimal256(one.5, 18)), 'Decimal(38, 18)') AS amount
+FROM (SELECT arrayJoin(arrayZip(tiers.tier, tiers.quantity, tiers.unit_price, tiers.flat_fee, tiers.amount)) AS one
+      FROM line_items FINAL {_OF_KEYS} AND account_id = {{account:String}})
+GROUP BY tier, unit_price ORDER BY tier, unit_price
+"""
+# An event is archived once, but until the parts are merged a replay may show it twice.
+_EVENTS_OF_ITEM = """
+(SELECT {{item{n}:String}} AS item, time, source, id, subject, payload,
+        quantities[indexOf(rating_keys, {{key{n}:UInt64}})] AS quantity,
+        counted_values[indexOf(rating_keys, {{key{n}:UInt64}})] AS counted_value
+ FROM usage_events
+ WHERE tenant_id = {{tenant{n}:String}} AND billing_account_id = {{payer{n}:String}}
+   AND time >= fromUnixTimestamp64Micro({{since{n}:Int64}}, 'UTC')
+   AND time < fromUnixTimestamp64Micro({{until{n}:Int64}}, 'UTC')
+   AND account_id = {{account{n}:String}} AND has(rating_keys, {{key{n}:UInt64}})
+ ORDER BY time, identity LIMIT 1 BY time, identity LIMIT {{limit{n}:UInt64}})
+"""
+_EVENTS_BY_ID = """
+SELECT tenant_id, source, id, type, subject, time, received_time, account_id, billing_account_id, payload, rating_keys,
+       quantities, counted_values
+FROM usage_events WHERE id IN {ids:Array(String)} AND (id = {id:String} OR concat(source, '#', id) = {id:String})
+ORDER BY tenant_id, source, time LIMIT 1 BY tenant_id, source, id, time LIMIT {limit:UInt64}
+"""
+_REJECTS = "SELECT reject_id, stage, reason, message, origin, position, received_time, payload FROM rejects FINAL "
+
+
+def _invoice(ask: _Question, id: str) -> list[Invoice]:
+    return _invoices(ask, ask.rows(f"{_HEAD} WHERE invoice_id = {{id:String}}", id=id))
+
+
+def _numbered_invoice(ask: _Question, number: str) -> list[Invoice]:
+    parts = _NUMBER.fullmatch(number)
+    assert parts
+    where = (
+        "WHERE billing_account_id = {account:String} AND period = {period:String} AND currency = {currency:String} "
+        "AND number = {number:String}"
+    )
+    return _invoices(ask, ask.rows(f"{_HEAD} {where}", number=number, **parts.groupdict()))
+
+
+def _invoices(ask: _Question, heads: list[dict[str, Any]]) -> list[Invoice]:
+    return [_whole_invoice(ask, head) for head in heads]
+
+
+def _whole_invoice(ask: _Question, head: dict[str, Any]) -> Invoice:
+    rows = ask.rows(f"{_LINE} WHERE invoice_id = {{id:String}} ORDER BY line_number", id=head["invoice_id"])
+    history = _history(ask, rows)
+    totals = _totals(ask, rows)
+    lines = tuple(_line(ask, row, history, totals, (), ()) for row in rows)
+    return Invoice(**head, lines=lines)
+
+
+def _invoice_line(ask: _Question, id: str) -> list[Line]:
+    rows = ask.rows(f"{_LINE} WHERE invoice_line_id = {{id:String}}", id=id)
+    history = _history(ask, rows)
+    counting = {one.invoice_line_id for lines in history.values() for _, one in lines}
+    if rows and not any(row["invoice_line_id"] in counting for row in rows):
+        raise NotFound(id, " any more: it was a line of a draft that has been made anew, and counts nowhere")
+    found = []
+    for row in rows:
+        keys = _of_keys([row])
+        tiers = ask.rows(_TIERS, **keys, account=row["account_id"])
+        where = (
+            f"{_OF_KEYS} AND account_id = {{account:String}} ORDER BY abs(amount) DESC, window_start LIMIT {{n:UInt64}}"
+        )
+        items = ask.rows(
+            _items_from("(SELECT * FROM line_items FINAL)") + where,
+            **keys,
+            account=row["account_id"],
+            n=ask.line_items,
+        )
+        items.sort(key=lambda item: item["window_start"])
+        found.append(_line(ask, row, history, _totals(ask, rows), tiers, _line_items(ask, items)))
+    return found
+
+
+def _line_item(ask: _Question, id: str) -> list[LineItem]:
+    # Without FINAL, so that only the index is read: all rows of one id are revisions of one line item.
+    where = "WHERE line_item_id = {id:String} ORDER BY revision DESC LIMIT 1"
+    rows = ask.rows(_items_from("line_items") + where, id=id)
+    return list(_line_items(ask, rows, _history(ask, rows), _totals(ask, rows)))
+
+
+def _events(ask: _Question, id: str) -> list[Event]:
+    # SOURCE#ID: both may hold the sign, so every place where it could part them is tried.
+    ids = [id, *(id[place + 1 :] for place, sign in enumerate(id) if sign == "#")][:100]
+    rows = ask.rows(_EVENTS_BY_ID, ids=ids, id=id, limit=MAX_FOUND + 1)
+    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault((row["tenant_id"], row["billing_account_id"]), []).append(row)
+    return [event for group in groups.values() for event in _attributed(ask, group)]
+
+
+def _attributed(ask: _Question, events: list[dict[str, Any]]) -> list[Event]:
+    """Events of one billing account."""
+    sql = "SELECT DISTINCT rating_key FROM rating_keys WHERE rating_key_id IN {ids:Array(UInt64)}"
+    texts = [row["rating_key"] for row in ask.rows(sql, ids=[key for event in events for key in event["rating_keys"]])]
+    payer = events[0]["tenant_id"], events[0]["billing_account_id"]
+    keys = {key.id: key for key in map(RatingKey.parse, texts) if (key.tenant_id, key.billing_account_id) == payer}
+    if not keys:
+        return [_event(event, ()) for event in events]
+    abouts = [{"rating_key_id": id, **{name: getattr(key, name) for name in _KEY_COLUMNS}} for id, key in keys.items()]
+    history, totals = _history(ask, abouts), _totals(ask, abouts)
+    cells = {
+        (id, event["account_id"]): window_bounds(keys[id], int(event["time"].timestamp()))[0]
+        for event in events
+        for id in event["rating_keys"]
+        if id in keys
+    }
+    where = (
+        f"{_OF_KEYS} AND window_start IN (SELECT toDateTime(arrayJoin({{windows:Array(Int64)}}), 'UTC')) "
+        "AND account_id IN {accounts:Array(String)}"
+    )
+    rows = ask.rows(
+        _items_from("(SELECT * FROM line_items FINAL)") + where,
+        **_of_keys(abouts),
+        windows=sorted(set(cells.values())),
+        accounts=sorted({account for _, account in cells}),
+    )
+    items = {item.line_item_id: item for item in (_item(ask, row, (), None, ()) for row in rows)}
+
+    def usage(event: dict[str, Any], place: int, key: RatingKey) -> Usage:
+        seconds = int(event["time"].timestamp())
+        name = line_item_id(key.text, event["account_id"], window_bounds(key, seconds)[0])
+        about = (key.id, event["account_id"])
+        billed_by = tuple(billing for account, billing in history.get(key.id, ()) if account == event["account_id"])
+        return Usage(
+            meter_id=key.meter_id,
+            subscription_id=key.subscription_id,
+            charge_id=key.charge_id,
+            rate_card_version=key.rate_card_version,
+            rating_key_id=str(key.id),
+            dimensions=dict(key.dimensions),
+            period_start=key.period_start,
+            period_end=key.period_end,
+            quantity=event["quantities"][place],
+            unit=ask.unit(key.meter_id),
+            counted_value=event["counted_values"][place],
+            line_item_id=name,
+            line_item=items.get(name),
+            standing=_standing(totals.get(about), billed_by),
+            billed_by=billed_by,
+        )
+
+    return [
+        _event(
+            event,
+            tuple(usage(event, place, keys[id]) for place, id in enumerate(event["rating_keys"]) if id in keys),
+        )
+        for event in events
+    ]
+
+
+def _event(row: dict[str, Any], usage: tuple[Usage, ...]) -> Event:
+    names = [field.name for field in fields(Event) if field.name != "usage"]
+    return Event(**{name: row[name] for name in names}, usage=usage)
+
+
+def _reject(ask: _Question, id: str) -> list[Reject]:
+    return [Reject(**row) for row in ask.rows(_REJECTS + "WHERE reject_id = {id:String}", id=id)]
+
+
+def _rejects_with(ask: _Question, id: str) -> list[Reject]:
+    """Rejected records that hold the text as a JSON string: an event that is asked for, but was not accepted."""
+    where = "WHERE position(payload, {quoted:String}) > 0 ORDER BY received_time DESC, reject_id LIMIT {limit:UInt64}"
+    return [
+        Reject(**row)
+        for row in ask.rows(_REJECTS + where, quoted=json.dumps(id, ensure_ascii=False), limit=MAX_FOUND + 1)
+    ]
+
+
+_KINDS: tuple[tuple[str, Callable[[_Question, str], Sequence[Any]]], ...] = (
+    (r"inv_[0-9a-f]{24}", _invoice),
+    (r"il_[0-9a-f]{24}", _invoice_line),
+    (r"li_[0-9a-f]{24}", _line_item),
+    (r"rej_[0-9a-f]{24}", _reject),
+    (_NUMBER.pattern, _numbered_invoice),
+)
+
+
+def _items_from(table: str) -> str:
+    return _ITEM.replace("{line_items}", table)
+
+
+# --- from rows to records -----------------------------------------------------------------------
+
+_KEY_COLUMNS = (
+    *("tenant_id", "billing_account_id", "subscription_id", "charge_id", "meter_id", "rate_card_version"),
+    *("period_start", "period_end"),
+)
+
+
+def _of_keys(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Parameters of `_OF_KEYS` for rows of one billing account."""
+    starts = [row["period_start"] for row in rows]
+    return {
+        "tenant": rows[0]["tenant_id"],
+        "payer": rows[0]["billing_account_id"],
+        "since": min(starts),
+        "until": max(starts),
+        "subscriptions": sorted({row["subscription_id"] for row in rows}),
+        "charges": sorted({row["charge_id"] for row in rows}),
+        "meters": sorted({row["meter_id"] for row in rows}),
+        "versions": sorted({row["rate_card_version"] for row in rows}),
+        "keys": sorted({row["rating_key_id"] for row in rows}),
+    }
+
+
+Totals = dict[tuple[int, str], dict[str, Any]]
+History = dict[int, list[tuple[str, Billing]]]
+
+
+def _totals(ask: _Question, rows: Sequence[Mapping[str, Any]]) -> Totals:
+    """By rating key and account: what the line items say now."""
+    if not rows:
+        return {}
+    return {(row["rating_key_id"], row["account_id"]): row for row in ask.rows(_TOTALS, **_of_keys(rows))}
+
+
+def _history(ask: _Question, rows: Sequence[Mapping[str, Any]]) -> History:
+    """By rating key: the lines of all invoices that count, with their accounts, in the order of the invoices."""
+    if not rows:
+        return {}
+    starts = {row["period_start"] for row in rows}
+    labels = {f"{at:%Y-%m}" for start in starts for at in (start - _OFF_MONTH, start + _OFF_MONTH)}
+    where = (
+        "WHERE tenant_id = {tenant:String} AND billing_account_id = {payer:String} AND period IN {labels:Array(String)}"
+    )
+    heads = ask.rows(
+        f"{_HEAD} {where} ORDER BY period, sequence",
+        tenant=rows[0]["tenant_id"],
+        payer=rows[0]["billing_account_id"],
+        labels=sorted(labels),
+    )
+    if not heads:
+        return {}
+    lines = ask.rows(
+        f"{_LINE} WHERE invoice_id IN {{ids:Array(String)}} AND rating_key_id IN {{keys:Array(UInt64)}}",
+        ids=[head["invoice_id"] for head in heads],
+        keys=sorted({row["rating_key_id"] for row in rows}),
+    )
+    place = {head["invoice_id"]: number for number, head in enumerate(heads)}
+    lines.sort(key=lambda line: (place[line["invoice_id"]], line["line_number"]))
+    history: History = {}
+    for line in lines:
+        head = heads[place[line["invoice_id"]]]
+        billing = Billing(
+            line["invoice_line_id"],
+            head["invoice_id"],
+            head["number"],
+            head["status"],
+            head["sequence"],
+            head["made_at"],
+            line["reason"],
+            line["quantity"],
+            line["exact_amount"],
+            line["amount"],
+            line["currency"],
+        )
+        history.setdefault(line["rating_key_id"], []).append((line["account_id"], billing))
+    return history
+
+
+def _due(lines: Iterable[Billing]) -> tuple[Decimal, Decimal]:
+    """What was due, exactly, when the last of the lines was made; and what they bill together.
+
+    A line's exact amount is what was due less the rounded amounts that earlier lines billed.
+    """
+    due = billed = _ZERO
+    for line in lines:
+        due = billed + line.exact_amount
+        billed += line.amount
+    return due, billed
+
+
+def _standing(total: Mapping[str, Any] | None, lines: Sequence[Billing], *, fee: bool = False) -> Standing:
+    """Where a rating key and account stand. A fee, due without usage, has no line items: its lines say what is due."""
+    issued = [line for line in lines if line.status == "issued"]
+    billed_units = sum((line.quantity for line in issued), _ZERO)
+    if total:
+        units, amount = total["units"], total["total"]
+    elif fee:
+        units, amount = sum((line.quantity for line in lines), _ZERO), _due(lines)[0]
+    else:
+        units = amount = _ZERO
+    return Standing(
+        quantity=units,
+        amount=amount,
+        line_items=total["line_items"] if total else 0,
+        events=int(total["events"]) if total else 0,
+        not_billed_quantity=units - billed_units,
+        not_billed_amount=amount - _due(issued)[0],
+    )
+
+
+def _line(
+    ask: _Question,
+    row: dict[str, Any],
+    history: History,
+    totals: Totals,
+    tiers: Sequence[Mapping[str, Any]],
+    items: tuple[LineItem, ...],
+) -> Line:
+    about = (row["rating_key_id"], row["account_id"])
+    of_key = history.get(row["rating_key_id"], [])
+    this = next(one for _, one in of_key if one.invoice_line_id == row["invoice_line_id"])
+    until: dict[str, list[Billing]] = {}
+    for account, one in of_key:
+        if one.invoice_id == this.invoice_id or (one.status == "issued" and one.sequence < this.sequence):
+            until.setdefault(account, []).append(one)
+    own = [one for account, one in of_key if account == row["account_id"]]
+    sums = {account: _due(lines) for account, lines in until.items()}
+    exact, share = sums[row["account_id"]]
+
+    subscription, price = _catalog_price(ask.book, row)
+    fee = _fee(price, subscription, row) if isinstance(price, Fixed) and subscription else None
+    standing = _standing(totals.get(about), own, fee=not (row["meter_id"] and any(one.quantity for one in own)))
+    return Line(
+        **{name: row[name] for name in _LINE_COLUMNS},
+        rating_key_id=str(row["rating_key_id"]),
+        dimensions=dict(row["dimensions"]),
+        invoice_number=this.invoice_number,
+        status=this.status,
+        sequence=this.sequence,
+        price=_price(ask, row, price, tiers),
+        fee=fee,
+        rounding=Rounding(
+            exact=sum((due for due, _ in sums.values()), _ZERO),
+            rounded=sum((billed for _, billed in sums.values()), _ZERO),
+            accounts=len(sums),
+            exact_share=exact,
+            share=share,
+            billed_before=share - this.amount,
+        ),
+        standing=standing,
+        came_after=standing.amount - exact,
+        tiers=_tiers(price, tiers),
+        line_items=items,
+        earlier=tuple(one for one in own if one.sequence < this.sequence and one.status == "issued"),
+        later=tuple(one for one in own if one.sequence > this.sequence),
+    )
+
+
+_LINE_COLUMNS = (
+    *("invoice_line_id", "invoice_id", "line_number", "tenant_id", "billing_account_id", "account_id"),
+    *("subscription_id", "charge_id", "meter_id", "rate_card_version", "period_start", "period_end", "description"),
+    *("quantity", "unit", "exact_amount", "amount", "currency", "reason"),
+)
+
+
+def _line_items(
+    ask: _Question, rows: list[dict[str, Any]], history: History | None = None, totals: Totals | None = None
+) -> tuple[LineItem, ...]:
+    counted = _counted_events(ask, rows)
+    found = []
+    for row in rows:
+        standing, billed_by = None, ()
+        if history is not None and totals is not None:
+            lines = history.get(row["rating_key_id"], [])
+            billed_by = tuple(one for account, one in lines if account == row["account_id"])
+            standing = _standing(totals.get((row["rating_key_id"], row["account_id"])), billed_by)
+        found.append(_item(ask, row, tuple(counted.get(row["line_item_id"], ())), standing, billed_by))
+    return tuple(found)
+
+
+def _item(
+    ask: _Question,
+    row: dict[str, Any],
+    events: tuple[CountedEvent, ...],
+    standing: Standing | None,
+    billed_by: tuple[Billing, ...],
+) -> LineItem:
+    columns = ("tier", "quantity", "unit_price", "flat_fee", "amount")
+    tiers = [dict(zip(columns, values)) for values in zip(*(row[f"tiers.{column}"] for column in columns))]
+    _, price = _catalog_price(ask.book, row)
+    rest = {name: value for name, value in row.items() if not name.startswith("tiers.")}
+    return LineItem(
+        **{
+            **rest,
+            "rating_key_id": str(row["rating_key_id"]),
+            "dimensions": dict(row["dimensions"]),
+            "unit": ask.unit(row["meter_id"]),
+            "price": _price(ask, row, price, tiers),
+            "tiers": _tiers(price, tiers),
+            "events": events,
+            "standing": standing,
+            "billed_by": billed_by,
+        }
+    )
+
+
+def _counted_events(ask: _Question, items: Sequence[Mapping[str, Any]]) -> dict[str, list[CountedEvent]]:
+    """By line item: its first events."""
+    if not items or not ask.events:
+        return {}
+    parameters: dict[str, Any] = {}
+    for n, item in enumerate(items):
+        parameters |= {
+            f"item{n}": item["line_item_id"],
+            f"key{n}": item["rating_key_id"],
+            f"tenant{n}": item["tenant_id"],
+            f"payer{n}": item["billing_account_id"],
+            f"account{n}": item["account_id"],
+            f"since{n}": (item["window_start"] - _EPOCH) // _MICROSECOND,
+            f"until{n}": (item["window_end"] - _EPOCH) // _MICROSECOND,
+            f"limit{n}": ask.events,
+        }
+    sql = " UNION ALL ".join(_EVENTS_OF_ITEM.format(n=n) for n in range(len(items)))
+    found: dict[str, list[CountedEvent]] = {}
+    for row in sorted(ask.rows(sql, **parameters), key=lambda row: (row["time"], row["source"], row["id"])):
+        found.setdefault(row.pop("item"), []).append(CountedEvent(**row))
+    return found
+
+
+# --- prices in words ----------------------------------------------------------------------------
+
+
+def _catalog_price(book: Directory | None, row: Mapping[str, Any]) -> tuple[Subscription | None, AnyPrice | None]:
+    subscription = book.subscriptions.get(row["subscription_id"]) if book else None
+    if book is None or subscription is None:
+        return None, None
+    versions = book.rate_cards[book.plans[subscription.plan].rate_card].versions
+    found = next(
+        (one.prices.get(row["charge_id"]) for one in versions if one.version == row["rate_card_version"]), None
+    )
+    return subscription, found
+
+
+def _price(ask: _Question, row: Mapping[str, Any], price: AnyPrice | None, tiers: Sequence[Mapping[str, Any]]) -> Price:
+    if not row["charge_id"]:
+        return Price("", "no charge prices this usage; it is counted at amount 0", "none")
+    if price is not None and all(_unit_price(price, tier["tier"]) == tier["unit_price"] for tier in tiers):
+        return Price(price.model, _in_words(price, ask.unit(row["meter_id"])), "catalog")
+    prices = dict.fromkeys(f"tier {tier['tier']} at {tables.number(tier['unit_price'])}" for tier in tiers)
+    if price is not None:
+        why = f"the catalog now has other prices in version {row['rate_card_version']}"
+    elif ask.book is not None:
+        why = f"the catalog has no version {row['rate_card_version']} of this charge any more"
+    else:
+        why = "the whole formula is in the catalog: --catalog FOLDER"
+    return Price("", f"as recorded: {', '.join(prices)} ({why})" if prices else why, "recorded")
+
+
+def _unit_price(price: AnyPrice, tier: int) -> Decimal | None:
+    if isinstance(price, PerUnit):
+        return price.unit_price
+    if isinstance(price, Package):
+        return price.package_price
+    if isinstance(price, Fixed) or not 0 < tier <= len(price.tiers):
+        return None
+    return price.tiers[tier - 1].unit_price
+
+
+def _in_words(price: AnyPrice, unit: str) -> str:
+    if isinstance(price, Fixed):
+        return f"fixed fee: {price.amount:,f} for each billing period"
+    if isinstance(price, Package):
+        started = "a started one is paid" if price.round == "up" else "a started one is not paid"
+        text = f"packages of {tables.number(price.package_size)} at {price.package_price:,f}; {started}"
+        if price.free_units:
+            text += f"; the first {tables.number(price.free_units)} are free"
+        return text + (f"; at least {price.minimum_packages} packages" if price.minimum_packages else "")
+    per = "" if price.per == 1 else f", per {tables.number(price.per)}"
+    if isinstance(price, PerUnit):
+        return f"per unit: {price.unit_price:,f} for {'each' if price.per == 1 else tables.number(price.per)}" + (
+            f" {unit}" if unit else ""
+        )
+    parts, floor = [], _ZERO
+    for tier in price.tiers:
+        bound = f"{tables.number(tier.up_to)}]" if tier.up_to is not None else "∞)"
+        fee = f" + {tier.flat_fee:,f} flat" if tier.flat_fee else ""
+        parts.append(f"({tables.number(floor)}, {bound} at {tier.unit_price:,f}{fee}")
+        floor = tier.up_to or floor
+    all_units = " (all units at the price that the total reaches)" if price.model == "volume" else ""
+    at_zero = "; the first flat fee is due without usage" if price.first_tier_flat_at_zero else ""
+    return f"{price.model}{per}{all_units}: {'; '.join(parts)}{at_zero}"
+
+
+def _tiers(price: AnyPrice | None, tiers: Iterable[Mapping[str, Any]]) -> tuple[Tier, ...]:
+    found = []
+    for tier in tiers:
+        number, unit_price = tier["tier"], tier["unit_price"]
+        above = up_to = per = packages = None
+        if price is not None and _unit_price(price, number) == unit_price:
+            if isinstance(price, Package):
+                packages = tier["amount"] // unit_price if unit_price else None
+            elif not isinstance(price, Fixed):
+                per = price.per
+                if not isinstance(price, PerUnit):
+                    up_to = price.tiers[number - 1].up_to
+                    above = (price.tiers[number - 2].up_to if number > 1 else None) or _ZERO
+        found.append(
+            Tier(number, above, up_to, tier["quantity"], unit_price, per, packages, tier["flat_fee"], tier["amount"])
+        )
+    return tuple(found)
+
+
+def _fee(price: Fixed, subscription: Subscription, row: Mapping[str, Any]) -> Fee:
+    start, end = row["period_start"], row["period_end"]
+    first = max(start, subscription.start)
+    last = max(first, min(end, subscription.end or end))
+    covered, whole = ((stop - begin) // timedelta(seconds=1) for begin, stop in ((first, last), (start, end)))
+    return Fee(price.amount, first, last, covered, whole, round_amount(price.amount * covered, whole))
+
+
+# --- on a terminal ------------------------------------------------------------------------------
+
+
+def render(explanation: Explanation) -> RenderableType:
+    """The explanation as trees with small tables."""
+    with localcontext(EXACT):
+        trees = [_RENDER[type(one)](one) for one in explanation.found]
+    parts: list[RenderableType] = [part for tree in trees for part in (tree, Text())][:-1]
+    if explanation.more:
+        parts.append(Text(f"… and more: the first {MAX_FOUND} are shown.", "dim"))
+    return Group(*parts)
+
+
+def _visible(text: str) -> str:
+    """Text without what could steer a terminal: control and format characters are shown as escapes."""
+    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
+
+
+def _words(*parts: str | tuple[str, str]) -> Text:
+    """One line of text, in styles; nothing in it is read as markup."""
+    return Text.assemble(*(_visible(one) if isinstance(one, str) else (_visible(one[0]), one[1]) for one in parts))
+
+
+def _id(text: str) -> tuple[str, str]:
+    return (text, "cyan")
+
+
+def _signed(value: Decimal) -> str:
+    return f"{'+' if value > 0 else ''}{tables.number(value)}"
+
+
+def _span(start: datetime, end: datetime) -> str:
+    left, right = (f"{at:%Y-%m-%d %H:%M}" if not at.second else f"{at:%Y-%m-%d %H:%M:%S}" for at in (start, end))
+    if left[:10] == right[:10]:
+        right = right[11:]
+    return f"[{left}, {right}) UTC"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def _plain_table(*columns: str) -> Table:
+    made = tables.table("", *columns)
+    made.title = None
+    return made
+
+
+def _render_invoice(one: Invoice) -> Tree:
+    what = one.invoice_kind.replace("_", " ").capitalize()
+    tree = Tree(
+        _words(
+            (f"{what} {one.number or '(draft)'}", "bold"),
+            f" · {one.billing_account_id} · period {one.period} · ",
+            (tables.money(one.total, one.currency), "bold"),
+        )
+    )
+    corrects = f", corrects {one.corrects}" if one.corrects else ""
+    tree.add(_words(f"{one.status} {_instant(one.made_at)}{corrects} · ", _id(one.invoice_id)))
+    made = _plain_table("charge", "used by", ">quantity", ">exact", ">amount", "explain further")
+    for line in one.lines:
+        late = "" if line.reason in ("usage", "fee") else f" ({line.reason.replace('_', ' ')})"
+        made.add_row(
+            _words(line.description + late),
+            _words(line.account_id),
+            tables.number(line.quantity),
+            tables.number(line.exact_amount),
+            tables.money(line.amount, line.currency).split()[0],
+            Text(line.invoice_line_id, "cyan", no_wrap=True),
+        )
+    tree.add(made)
+    prices = {
+        (line.charge_id, line.rate_card_version): line
+        for line in one.lines
+        if line.price.source == "catalog" or line.price.text
+    }
+    how = tree.add("how it was priced")
+    for (charge, version), line in prices.items():
+        how.add(_words((charge, "bold"), f", prices of {version}: {line.price.text}"))
+    rounded = {line.rating_key_id: line.rounding for line in one.lines}
+    tree.add(
+        _words(
+            f"rounded once for each of {_count(len(rounded), 'charge')} and shared by largest remainder: "
+            f"the lines add up to {tables.money(sum((line.amount for line in one.lines), _ZERO), one.currency)}"
+        )
+    )
+    for line in one.lines:
+        if line.came_after:
+            tree.add(_words((f"line {line.line_number}: ", "bold"), *_after(line)))
+    return tree
+
+
+def _render_line(one: Line) -> Tree:
+    tree = Tree(
+        _words((one.description, "bold"), f" · {one.account_id} · ", (tables.money(one.amount, one.currency), "bold"))
+    )
+    where = f"draft {one.invoice_id}" if one.status == "draft" else f"invoice {one.invoice_number}"
+    tree.add(
+        _words(
+            f"line {one.line_number} of ", _id(where), f" ({one.reason.replace('_', ' ')}) · ", _id(one.invoice_line_id)
+        )
+    )
+    tree.add(_words(f"period {_span(one.period_start, one.period_end)}"))
+    tree.add(_words((f"{one.charge_id}, prices of {one.rate_card_version}: ", "bold"), one.price.text))
+    if one.fee:
+        tree.add(_words(_proration(one.fee)))
+    if one.tiers:
+        made = _plain_table("tier", ">quantity", "× price", ">= amount")
+        for tier in one.tiers:
+            made.add_row(_bounds(tier), tables.number(tier.quantity), _times(tier), tables.number(tier.amount))
+        made.add_section()
+        total = sum((tier.amount for tier in one.tiers), _ZERO)
+        made.add_row("sum", tables.number(one.standing.quantity), one.unit, tables.number(total))
+        tree.add(made)
+    tree.add(_words("rounded: ", *_rounded(one)))
+    if one.came_after:
+        tree.add(_words(*_after(one)))
+    elif one.standing.line_items:
+        items, events = _count(one.standing.line_items, "line item"), _count(one.standing.events, "event")
+        tree.add(_words(("✓ ", "green"), f"{items} ({events}) add up to {tables.number(one.standing.amount)} exactly"))
+    for title, billings in (("billed before", one.earlier), ("billed later", one.later)):
+        if billings:
+            tree.add(_billings(title, billings))
+    if one.line_items:
+        hidden = one.standing.line_items - len(one.line_items)
+        head = f"the {len(one.line_items)} of {one.standing.line_items:,} line items with the largest amounts"
+        branch = tree.add(head if hidden > 0 else _count(one.standing.line_items, "line item"))
+        for item in one.line_items:
+            _add_item(branch, item, short=True)
+    return tree
+
+
+def _render_line_item(one: LineItem) -> Tree:
+    tree = Tree(_words(("Line item ", "bold"), _id(one.line_item_id), f" · {one.account_id} · "))
+    assert isinstance(tree.label, Text)
+    tree.label.append(f"{tables.number(one.amount)} {one.currency}".strip(), "bold")
+    values = ", ".join(f"{path}={value}" for path, value in one.dimensions.items() if value)
+    tree.add(
+        _words(
+            f"{one.charge_id or 'unpriced'} · meter {one.meter_id}" + (f" · {values}" if values else ""),
+            f" · paid by {one.billing_account_id}",
+        )
+    )
+    version = f"prices of {one.rate_card_version}: " if one.rate_card_version else ""
+    tree.add(_words((version, "bold"), one.price.text))
+    _add_item(tree, one, short=False)
+    if one.charge_id:
+        tree.add(_billings("billed by", one.billed_by, one.standing, one.unit))
+    return tree
+
+
+def _add_item(tree: Tree, item: LineItem, *, short: bool) -> None:
+    unit = f" {item.unit}" if item.unit else ""
+    head = (
+        f"{_span(item.window_start, item.window_end)} · {tables.number(item.quantity_from)} → "
+        f"{tables.number(item.quantity_to)}{unit}"
+    )
+    node = tree.add(_words((head, "bold" if short else ""), *([" · ", _id(item.line_item_id)] if short else [])))
+    for tier in item.tiers:
+        node.add(
+            _words(f"{_bounds(tier)}: {tables.number(tier.quantity)} {_times(tier)} = {tables.number(tier.amount)}")
+        )
+    shown = f", the first {len(item.events)}:" if len(item.events) < item.event_count else ""
+    events = node.add(
+        _words(f"{_count(item.event_count, 'event')}, revision {item.revision}{shown if item.events else ''}")
+    )
+    for event in item.events:
+        counted = f" ({event.counted_value})" if event.counted_value else ""
+        events.add(
+            Group(
+                _words(
+                    f"{event.time:%H:%M:%S.%f} ",
+                    _id(event.id),
+                    f" · {event.subject} · {tables.number(event.quantity)}{unit}{counted} · {event.source}",
+                ),
+                _payload(event.payload),
+            )
+        )
+
+
+def _render_event(one: Event) -> Tree:
+    tree = Tree(_words(("Event ", "bold"), _id(one.id), f" · {one.source} · ", (_instant(one.time), "bold")))
+    tenant = "" if one.tenant_id == "default" else f" · tenant {one.tenant_id}"
+    used = "" if one.subject == one.account_id else f" (as {one.subject})"
+    tree.add(_words(f"used by {one.account_id}{used} · paid by {one.billing_account_id}{tenant}"))
+    tree.add(_words(f"{one.type} · received {_instant(one.received_time)}"))
+    tree.add(_payload(one.payload))
+    for usage in one.usage:
+        counted = f" ({usage.counted_value})" if usage.counted_value else ""
+        version = f", prices of {usage.rate_card_version}" if usage.rate_card_version else ""
+        quantity = f"{tables.number(usage.quantity)} {usage.unit}".strip()
+        node = tree.add(
+            _words(
+                (f"{usage.meter_id}: {quantity}", "bold"),
+                f"{counted} → {usage.charge_id or 'unpriced: no charge prices it'}{version}",
+            )
+        )
+        if usage.line_item is None:
+            node.add(_words("line item ", _id(usage.line_item_id), " is not rated yet"))
+        else:
+            item = usage.line_item
+            amount = f"{tables.number(item.amount)} {item.currency}".strip()
+            node.add(
+                _words(
+                    "counted in line item ",
+                    _id(item.line_item_id),
+                    f" · {_count(item.event_count, 'event')} · {amount}",
+                )
+            )
+        if usage.charge_id:
+            node.add(_billings("billed by", usage.billed_by, usage.standing, usage.unit))
+    return tree
+
+
+def _render_reject(one: Reject) -> Tree:
+    tree = Tree(_words(("Rejected: ", "bold red"), (one.reason, "bold"), f" at {one.stage} · ", _id(one.reject_id)))
+    tree.add(_words(one.message))
+    tree.add(_words(f"from {one.origin}, position {one.position} · received {_instant(one.received_time)}"))
+    tree.add(_payload(one.payload))
+    tree.add("it is in no line item and on no invoice; mended, it can be sent again")
+    return tree
+
+
+_RENDER: dict[type, Callable[[Any], Tree]] = {
+    Invoice: _render_invoice,
+    Line: _render_line,
+    LineItem: _render_line_item,
+    Event: _render_event,
+    Reject: _render_reject,
+}
+
+
+def _payload(text: str, limit: int = 2_000) -> RenderableType:
+    shown = text if len(text) <= limit else f"{text[:limit]}… ({len(text):,} characters)"
+    return Padding(Text(_visible(shown), "dim", overflow="fold"), (0, 0, 0, 2))
+
+
+def _bounds(tier: Tier) -> str:
+    if tier.above is None:
+        return f"tier {tier.tier}"
+    return f"({tables.number(tier.above)}, {'∞)' if tier.up_to is None else tables.number(tier.up_to) + ']'}"
+
+
+def _times(tier: Tier) -> str:
+    if tier.packages is not None:
+        return f"→ {tables.number(tier.packages)} packages × {tables.number(tier.unit_price)}"
+    price = f"× {tables.number(tier.unit_price)}" if tier.per else f"at {tables.number(tier.unit_price)}"
+    per = "" if tier.per in (None, 1) else f" / {tables.number(tier.per)}"
+    return (
+        price
+        + per
+        + (f" {'+' if tier.flat_fee > 0 else '−'} {tables.number(abs(tier.flat_fee))}" * bool(tier.flat_fee))
+    )
+
+
+def _proration(fee: Fee) -> str:
+    if fee.covered_seconds == fee.period_seconds:
+        return f"covers the whole period: {fee.amount:,f}"
+    return (
+        f"covers {_span(fee.covered_from, fee.covered_to)}: {fee.amount:,f} × {fee.covered_seconds:,} s / "
+        f"{fee.period_seconds:,} s = {tables.number(fee.prorated)}"
+    )
+
+
+def _rounded(line: Line) -> tuple[str | tuple[str, str], ...]:
+    rounding, money = line.rounding, lambda amount: tables.money(amount, line.currency)
+    text = f"the charge {tables.number(rounding.exact)} → {money(rounding.rounded)}, once"
+    if rounding.accounts > 1:
+        text += (
+            f"; of its {rounding.accounts} accounts this one has {tables.number(rounding.exact_share)} → "
+            f"{money(rounding.share)}, by largest remainder"
+        )
+    if line.earlier:
+        text += f"; less {money(rounding.billed_before)} billed before"
+    return text, " = " if line.earlier else "", (money(line.amount) if line.earlier else "", "bold")
+
+
+def _after(line: Line) -> tuple[str | tuple[str, str], ...]:
+    left = line.standing.not_billed_amount
+    issued_later = any(one.status == "issued" for one in line.later)
+    billed = "billed by later lines" if issued_later and not left else f"{_signed(left)} {line.currency} not yet billed"
+    return (
+        ("≠ ", "yellow"),
+        f"usage that came after: {_signed(line.came_after)} {line.currency}, {billed}; "
+        f"its line items say {tables.number(line.standing.amount)} now",
+    )
+
+
+def _billings(title: str, lines: Sequence[Billing], standing: Standing | None = None, unit: str = "") -> RenderableType:
+    parts: list[RenderableType] = []
+    for one in lines:
+        parts.append(
+            _words(
+                f"{title} ",
+                _id(one.invoice_number or f"draft {one.invoice_id}"),
+                f" ({one.reason.replace('_', ' ')}, {_signed(one.quantity)}) · {tables.money(one.amount, one.currency)} · ",
+                _id(one.invoice_line_id),
+            )
+        )
+    if standing and (standing.not_billed_quantity or standing.not_billed_amount):
+        units = f"{_signed(standing.not_billed_quantity)} {unit}".strip()
+        parts.append(
+            _words(("not yet billed", "yellow"), f" of this charge: {units}, {_signed(standing.not_billed_amount)}")
+        )
+    return Group(*parts) if parts else _words("nothing to bill")

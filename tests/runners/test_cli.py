@@ -1,0 +1,280 @@
+"""The command as a user meets it: what it prints, where errors go, and the exit codes."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from meterline.runners import cli
+from meterline.runners.demo import quickstart
+from meterline.transforms import clickhouse
+
+NOW = "2023-11-17T00:00:00Z"
+GOOD = (
+    '{"specversion":"1.0","id":"%s","source":"/gw","type":"com.example.llm.request.v1","subject":"acme-assist-chat",'
+    '"time":"2023-11-16T18:30:00Z","data":{"model":"large","input_tokens":%s,"output_tokens":1}}'
+)
+
+
+class Said(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+class Command:
+    """Runs `meterline` in this process."""
+
+    def __init__(self, url: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+        self.url, self._monkeypatch, self._capfd = url, monkeypatch, capfd
+        for console in (cli.out, cli.err):
+            monkeypatch.setattr(console, "_width", 160)
+            monkeypatch.setattr(console, "_file", None)
+
+    def __call__(self, *words: object) -> Said:
+        self._capfd.readouterr()
+        self._monkeypatch.setattr(sys, "argv", ["meterline", *map(str, words)])
+        try:
+            cli.main()
+            code: object = 0
+        except SystemExit as exit:
+            code = exit.code or 0
+        assert isinstance(code, int), code
+        captured = self._capfd.readouterr()
+        assert "Traceback" not in captured.out + captured.err
+        return Said(code, captured.out, captured.err)
+
+    def rate(self, file: Path, *words: object) -> Said:
+        catalog = quickstart() / "catalog"
+        return self("rate", "--input", file, "--catalog", catalog, "--clickhouse", self.url, "--now", NOW, *words)
+
+
+@pytest.fixture
+def meterline(database: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Command:
+    return Command(database, monkeypatch, capfd)
+
+
+def written(folder: Path, name: str, data: bytes) -> Path:
+    path = folder / name
+    path.write_bytes(data)
+    return path
+
+
+def lines(*values: str) -> bytes:
+    return "".join(GOOD % (f"e{place}", value) + "\n" for place, value in enumerate(values)).encode()
+
+
+# --- what goes right ----------------------------------------------------------------------------
+
+
+def test_rating_says_where_each_record_went(meterline: Command, tmp_path: Path) -> None:
+    said = meterline.rate(written(tmp_path, "usage.ndjson", lines("5", "7", "-1") + lines("5") + b"{oops\n"), "--json")
+    report = json.loads(said.out)
+    assert said.code == 0
+    assert (report["records"], report["accepted"], report["duplicates"]) == (5, 2, 1)
+    assert report["rejected"] == {"validate/bad_quantity": 1, "validate/malformed": 1}
+    assert report["adds_up"]
+
+
+def test_rating_the_next_file_gives_what_rating_both_at_once_gives(meterline: Command, tmp_path: Path) -> None:
+    everything = lines("2500000", "7", "1", "999999", "3")
+    several = everything.splitlines(keepends=True)
+    meterline.rate(written(tmp_path, "all.ndjson", everything))
+    expected = clickhouse.query(meterline.url, "SELECT * FROM line_items FINAL ORDER BY ALL").to_pylist()
+    for table in ("line_items", "usage_events", "rating_keys"):
+        clickhouse.connect(meterline.url).command(f"TRUNCATE TABLE {table}")
+    meterline.rate(written(tmp_path, "late.ndjson", b"".join(several[3:])))
+    meterline.rate(written(tmp_path, "first.ndjson", b"".join(several[:4])))
+    assert clickhouse.query(meterline.url, "SELECT * FROM line_items FINAL ORDER BY ALL").to_pylist() == expected
+    assert expected
+
+
+def test_rejects_can_be_counted_listed_and_written_out_byte_for_byte(meterline: Command, tmp_path: Path) -> None:
+    bad = b'{"broken": \xff\xfe}'
+    meterline.rate(written(tmp_path, "usage.ndjson", lines("1") + bad + b"\n" + lines("-5")))
+    counted = json.loads(meterline("rejects", "count", "--clickhouse", meterline.url, "--json").out)
+    assert {row["reason"]: int(row["records"]) for row in counted} == {"malformed": 1, "bad_quantity": 1}
+    listed = meterline("rejects", "list", "--clickhouse", meterline.url)
+    assert "bad_quantity" in listed.out
+    assert "negative" in listed.out
+    target = tmp_path / "again.ndjson"
+    assert meterline("rejects", "export", target, "--reason", "malformed", "--clickhouse", meterline.url).code == 0
+    assert target.read_bytes() == bad + b"\n"
+
+
+def test_a_subject_that_the_catalog_learns_can_be_sent_again(meterline: Command, tmp_path: Path) -> None:
+    stranger = lines("4").replace(b"acme-assist-chat", b"acme-new-project")
+    meterline.rate(written(tmp_path, "usage.ndjson", stranger))
+    again = tmp_path / "again.ndjson"
+    meterline("rejects", "export", again, "--reason", "unknown_subject", "--clickhouse", meterline.url)
+    catalog = tmp_path / "catalog"
+    catalog.mkdir()
+    for file in (quickstart() / "catalog").iterdir():
+        (catalog / file.name).write_bytes(file.read_bytes())
+    with (catalog / "accounts.yaml").open("a") as accounts:
+        accounts.write("  - {id: acme-new-project, parent: acme, kind: project}\n")
+    words = ("rate", "--input", again, "--catalog", catalog, "--clickhouse", meterline.url, "--now", NOW, "--json")
+    assert json.loads(meterline(*words).out)["accepted"] == 1
+
+
+def test_a_second_issue_posts_nothing_and_late_usage_becomes_a_further_invoice(
+    meterline: Command, tmp_path: Path
+) -> None:
+    catalog = quickstart() / "catalog"
+    words = ("invoice", "--period", "2023-11", "--catalog", catalog, "--clickhouse", meterline.url, "--issue", "--json")
+    later = ("--now", "2024-01-01T00:00:00Z")
+    meterline.rate(written(tmp_path, "first.ndjson", lines("4000000")))
+    first = json.loads(meterline(*words, *later).out)
+    assert [one["number"] for one in first["invoices"]] == ["acme-2023-11-USD-1"]
+    assert json.loads(meterline(*words, *later).out)["issued"] == 0
+    meterline.rate(written(tmp_path, "late.ndjson", (GOOD % ("late", "1000000")).encode()))
+    second = json.loads(meterline(*words, *later).out)
+    assert [one["number"] for one in second["invoices"]] == ["acme-2023-11-USD-1", "acme-2023-11-USD-2"]
+    assert second["invoices"][0] == first["invoices"][0]
+    late = second["invoices"][1]
+    assert {line["description"]: line["amount"] for line in late["lines"]}["Input tokens (large)"].startswith("1.50")
+    assert {line["reason"] for line in late["lines"]} == {"late_usage"}
+    balance = clickhouse.query(meterline.url, "SELECT invoice_id, sum(amount) AS s FROM postings FINAL GROUP BY 1")
+    assert [row["s"] for row in balance.to_pylist()] == [0, 0]
+
+
+def test_a_period_that_has_not_ended_is_not_issued(meterline: Command, tmp_path: Path) -> None:
+    meterline.rate(written(tmp_path, "usage.ndjson", lines("1")))
+    catalog = quickstart() / "catalog"
+    words = ("invoice", "--period", "2023-11", "--catalog", catalog, "--clickhouse", meterline.url, "--issue")
+    said = meterline(*words, "--now", "2023-11-20T00:00:00Z")
+    assert "has not ended" in said.out
+    assert clickhouse.query(meterline.url, "SELECT count() AS n FROM invoices WHERE status = 'issued'").to_pylist()[0][
+        "n"
+    ] in (0, b"\x00")
+
+
+def test_a_query_answers_in_several_formats_and_changes_nothing(meterline: Command) -> None:
+    url = ("--clickhouse", meterline.url)
+    assert meterline("query", "SELECT 1 AS one, 'a' AS two", "--format", "csv", *url).out == '"one","two"\n1,"a"\n'
+    assert json.loads(meterline("query", "SELECT '0.10'::Decimal(38, 2) AS x", "--format", "json", *url).out)
+    refused = meterline("query", "DROP TABLE line_items", *url)
+    assert refused.code == 3
+    assert "expected a SELECT" in refused.err
+    assert meterline("query", "SELECT count() FROM line_items", *url).code == 0
+
+
+# --- what goes wrong ----------------------------------------------------------------------------
+
+QUANTITIES = {
+    '"NaN"': "bad_quantity",
+    "NaN": "malformed",
+    "1e400": "bad_quantity",
+    '"1e400"': "bad_quantity",
+    "-5": "bad_quantity",
+    '"-5"': "bad_quantity",
+    "null": "bad_quantity",
+    "true": "bad_quantity",
+    '""': "bad_quantity",
+    "0.1": None,
+    '"0.1"': None,
+}
+
+
+@pytest.mark.parametrize(("value", "reason"), QUANTITIES.items())
+def test_an_odd_quantity_is_exact_or_rejected(
+    value: str, reason: str | None, meterline: Command, tmp_path: Path
+) -> None:
+    report = json.loads(meterline.rate(written(tmp_path, "usage.ndjson", lines(value)), "--json").out)
+    assert report["rejected"] == ({f"validate/{reason}": 1} if reason else {})
+    if not reason:
+        rows = clickhouse.query(
+            meterline.url, "SELECT toString(quantity_to) AS q FROM line_items FINAL WHERE meter_id = 'input-tokens'"
+        )
+        assert rows.to_pylist() == [{"q": "0.1"}]
+
+
+FILES = {
+    "empty": (b"", {}),
+    "blank lines": (b"\n \n\r\n", {}),
+    "no JSON": (b"hello\nworld\n", {"validate/malformed": 2}),
+    "truncated gzip": (gzip.compress(lines(*["1"] * 500))[:-40], {"read/unreadable": 1}),
+    "a line of 50 MB": (b'{"x":"' + b"a" * 50_000_000 + b'"}\n' + lines("1"), {"validate/too_large": 1}),
+    "invalid UTF-8": (lines("1").replace(b'"large"', b'"\xff"'), {"validate/malformed": 1}),
+    "a day that does not exist": (lines("1").replace(b"11-16", b"02-31"), {"validate/bad_time": 1}),
+    "unknown type": (lines("1").replace(b"request", b"answer"), {"validate/unknown_type": 1}),
+    "unknown subject": (lines("1").replace(b"acme-assist-chat", b"nobody"), {"attribute/unknown_subject": 1}),
+}
+
+
+@pytest.mark.parametrize(("data", "rejected"), FILES.values(), ids=FILES.keys())
+def test_a_bad_file_costs_only_what_is_bad(
+    data: bytes, rejected: dict[str, int], meterline: Command, tmp_path: Path
+) -> None:
+    said = meterline.rate(written(tmp_path, "usage.ndjson", data), "--json", "--fail-on-rejects")
+    report = json.loads(said.out)
+    assert report["rejected"] == rejected
+    assert report["adds_up"]
+    assert said.code == (4 if rejected else 0)
+    stored = clickhouse.query(meterline.url, "SELECT count() AS n FROM rejects FINAL").column("n")[0].as_py()
+    assert stored == sum(rejected.values())
+
+
+MISTAKES = {
+    "no such file": (["rate", "--input", "nowhere.ndjson", "--catalog", "{catalog}"], 2, "no such file"),
+    "a folder": (["rate", "--input", "{tmp}", "--catalog", "{catalog}"], 2, "a folder"),
+    "no catalog": (["rate", "--input", "{file}", "--catalog", "nocatalog"], 2, "nocatalog"),
+    "no ClickHouse": (
+        ["rate", "--input", "{file}", "--catalog", "{catalog}", "--clickhouse", "http://u:secret@127.0.0.1:9/db"],
+        3,
+        "no ClickHouse answers at http://u:***@127.0.0.1:9/db",
+    ),
+    "an odd URL": (["query", "SELECT 1", "--clickhouse", "mysql://x"], 3, "expected chdb://PATH"),
+    "an odd instant": (["rate", "--input", "{file}", "--catalog", "{catalog}", "--now", "yesterday"], 2, "expected an"),
+    "no time zone": (["rate", "--input", "{file}", "--catalog", "{catalog}", "--now", "2026-01-01"], 2, "no time zone"),
+    "an odd period": (["invoice", "--period", "2026-13", "--catalog", "{catalog}"], 2, "2026-13"),
+    "an unknown account": (
+        ["invoice", "--period", "2026-10", "--catalog", "{catalog}", "--account", "nobody"],
+        2,
+        "no billed account",
+    ),
+    "wrong SQL": (["query", "SELECT broken", "--clickhouse", "{url}"], 3, "broken"),
+    "too short a retention": (["migrate", "--retention-days", "10", "--clickhouse", "{url}"], 3, "97 days"),
+}
+
+
+@pytest.mark.parametrize(("words", "code", "message"), MISTAKES.values(), ids=MISTAKES.keys())
+def test_a_mistake_gets_a_sentence_and_an_exit_code(
+    words: list[str], code: int, message: str, meterline: Command, tmp_path: Path
+) -> None:
+    file = written(tmp_path, "usage.ndjson", lines("1"))
+    places = {"catalog": quickstart() / "catalog", "tmp": tmp_path, "file": file, "url": meterline.url}
+    said = meterline(*(word.format(**places) for word in words))
+    assert said.code == code
+    assert message in said.err
+    assert "secret" not in said.err
+
+
+def test_a_catalog_with_mistakes_is_listed_with_file_and_line(meterline: Command, tmp_path: Path) -> None:
+    (tmp_path / "meters.yaml").write_text("meters:\n  - {id: a, event_type: t, aggregation: sum, unit: x}\n")
+    said = meterline("catalog", "check", tmp_path)
+    assert said.code == 2
+    assert "meters.yaml:2:" in said.err
+    rated = meterline("rate", "--input", tmp_path / "meters.yaml", "--catalog", tmp_path)
+    assert rated.code == 2
+    assert "meters.yaml:2:" in rated.err
+
+
+def test_a_database_of_a_newer_version_is_left_alone(meterline: Command, tmp_path: Path) -> None:
+    client = clickhouse.connect(meterline.url)
+    client.command("INSERT INTO schema_migrations VALUES (99, '0099_future', 'x', now())")
+    try:
+        said = meterline.rate(written(tmp_path, "usage.ndjson", lines("1")))
+        assert said.code == 3
+        assert "schema 99" in said.err
+    finally:
+        client.command("ALTER TABLE schema_migrations DELETE WHERE number = 99 SETTINGS mutations_sync = 2")
+
+
+def test_the_json_schema_of_a_catalog_is_printed(meterline: Command) -> None:
+    assert json.loads(meterline("catalog", "schema").out)["$schema"].startswith("https://json-schema.org/")
