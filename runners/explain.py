@@ -31,6 +31,7 @@ MAX_FOUND = 20
 _ZERO = Decimal(0)
 # A source, the sign # and an event's id.
 _LONGEST = 1_024 + 1 + 512
+_MOST_TEXT = 2_000
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 # By the time zone a period starts up to a day before or after its month, and a day that a zone skips adds another.
@@ -350,7 +351,7 @@ def explain(url: str, id: str, catalog: Catalog | None, *, events: int = 5, line
     Args:
       url: Of the database.
       id: An invoice's number or id, the id of an invoice line, a line item, a reject or an event. Events of several
-        sources and tenants may share an id, all are told; `SOURCE#ID` names one, also where its id looks like another's.
+        sources and tenants may share an id, all are told. `SOURCE#ID` names one, whatever its id looks like.
       catalog: Where prices and units are looked up; without, prices are what the line items recorded.
       events: At most so many of each line item, the first.
       line_items: At most so many of an invoice line, those with the largest amounts.
@@ -793,7 +794,8 @@ def _line_items(
     counted = _counted_events(ask, rows)
     found = []
     for row in rows:
-        standing, billed_by = None, ()
+        standing: Standing | None = None
+        billed_by: tuple[Billing, ...] = ()
         if history is not None and totals is not None:
             lines = history.get(row["rating_key_id"], [])
             billed_by = tuple(one for account, one in lines if account == row["account_id"])
@@ -949,7 +951,9 @@ def render(explanation: Explanation) -> RenderableType:
     """The explanation as trees with small tables."""
     with localcontext(EXACT):
         trees = [_RENDER[type(one)](one) for one in explanation.found]
-    parts: list[RenderableType] = [part for tree in trees for part in (tree, Text())][:-1]
+    parts: list[RenderableType] = []
+    for tree in trees:
+        parts += [Text(), tree] if parts else [tree]
     if explanation.more:
         parts.append(Text(f"… and more: the first {MAX_FOUND} are shown.", "dim"))
     return Group(*parts)
@@ -984,9 +988,12 @@ def _count(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
-def _plain_table(*columns: str) -> Table:
-    made = tables.table("", *columns)
-    made.title = None
+def _table(*columns: str) -> Table:
+    """Columns as in `tables.table`, without lines: a tree has its own."""
+    made = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    for column in columns:
+        right = column.startswith(">")
+        made.add_column(column.removeprefix(">"), justify="right" if right else "left", no_wrap=right, overflow="fold")
     return made
 
 
@@ -1001,37 +1008,44 @@ def _render_invoice(one: Invoice) -> Tree:
     )
     corrects = f", corrects {one.corrects}" if one.corrects else ""
     tree.add(_words(f"{one.status} {_instant(one.made_at)}{corrects} · ", _id(one.invoice_id)))
-    made = _plain_table("charge", "used by", ">quantity", ">exact", ">amount", "explain further")
+    charges: dict[tuple[str, str, str], list[Line]] = {}
     for line in one.lines:
-        late = "" if line.reason in ("usage", "fee") else f" ({line.reason.replace('_', ' ')})"
-        made.add_row(
-            _words(line.description + late),
-            _words(line.account_id),
-            tables.number(line.quantity),
-            tables.number(line.exact_amount),
-            tables.money(line.amount, line.currency).split()[0],
-            Text(line.invoice_line_id, "cyan", no_wrap=True),
-        )
-    tree.add(made)
-    prices = {
-        (line.charge_id, line.rate_card_version): line
-        for line in one.lines
-        if line.price.source == "catalog" or line.price.text
-    }
-    how = tree.add("how it was priced")
-    for (charge, version), line in prices.items():
-        how.add(_words((charge, "bold"), f", prices of {version}: {line.price.text}"))
-    rounded = {line.rating_key_id: line.rounding for line in one.lines}
-    tree.add(
-        _words(
-            f"rounded once for each of {_count(len(rounded), 'charge')} and shared by largest remainder: "
-            f"the lines add up to {tables.money(sum((line.amount for line in one.lines), _ZERO), one.currency)}"
-        )
-    )
+        charges.setdefault((line.subscription_id, line.charge_id, line.rate_card_version), []).append(line)
+    for (_, charge, version), lines in charges.items():
+        texts = dict.fromkeys(line.price.text for line in lines)
+        tree.add(Group(_words((charge, "bold"), f", prices of {version}: {'; '.join(texts)}"), _charge_table(lines)))
+    text = f"each charge is rounded once, the lines add up to {tables.money(one.total, one.currency)}"
+    tree.add(_words(("✓ ", "green"), text))
     for line in one.lines:
         if line.came_after:
             tree.add(_words((f"line {line.line_number}: ", "bold"), *_after(line)))
     return tree
+
+
+def _charge_table(lines: Sequence[Line]) -> Table:
+    by_key: dict[str, list[Line]] = {}
+    for line in lines:
+        by_key.setdefault(line.rating_key_id, []).append(line)
+    made = _table("used by", ">quantity", ">exact", ">amount", "explain further")
+    made.columns[-1].min_width = 27
+    for of_key in by_key.values():
+        values = ", ".join(value for value in of_key[0].dimensions.values() if value)
+        for line in of_key:
+            late = "" if line.reason in ("usage", "fee") else f", {line.reason.replace('_', ' ')}"
+            made.add_row(
+                _words(line.account_id + (f" ({values})" if values else "") + late),
+                tables.number(line.quantity),
+                tables.number(line.exact_amount),
+                tables.money(line.amount, line.currency).split()[0],
+                _words(_id(line.invoice_line_id)),
+            )
+        if len(of_key) > 1 and not any(line.earlier for line in of_key):
+            quantity, exact, amount = (
+                sum((getattr(line, name) for line in of_key), _ZERO) for name in ("quantity", "exact_amount", "amount")
+            )
+            money = tables.money(amount, of_key[0].currency).split()[0]
+            made.add_row("  together", tables.number(quantity), tables.number(exact), money, "", style="dim")
+    return made
 
 
 def _render_line(one: Line) -> Tree:
@@ -1049,26 +1063,24 @@ def _render_line(one: Line) -> Tree:
     if one.fee:
         tree.add(_words(_proration(one.fee)))
     if one.tiers:
-        made = _plain_table("tier", ">quantity", "× price", ">= amount")
+        made = _table("tier", ">quantity", "× price", ">= amount")
         for tier in one.tiers:
             made.add_row(_bounds(tier), tables.number(tier.quantity), _times(tier), tables.number(tier.amount))
-        made.add_section()
         total = sum((tier.amount for tier in one.tiers), _ZERO)
-        made.add_row("sum", tables.number(one.standing.quantity), one.unit, tables.number(total))
+        made.add_row("sum", tables.number(one.standing.quantity), one.unit, tables.number(total), style="bold")
         tree.add(made)
     tree.add(_words("rounded: ", *_rounded(one)))
     if one.came_after:
         tree.add(_words(*_after(one)))
-    elif one.standing.line_items:
-        items, events = _count(one.standing.line_items, "line item"), _count(one.standing.events, "event")
-        tree.add(_words(("✓ ", "green"), f"{items} ({events}) add up to {tables.number(one.standing.amount)} exactly"))
     for title, billings in (("billed before", one.earlier), ("billed later", one.later)):
         if billings:
             tree.add(_billings(title, billings))
-    if one.line_items:
-        hidden = one.standing.line_items - len(one.line_items)
-        head = f"the {len(one.line_items)} of {one.standing.line_items:,} line items with the largest amounts"
-        branch = tree.add(head if hidden > 0 else _count(one.standing.line_items, "line item"))
+    if one.standing.line_items:
+        items, events = _count(one.standing.line_items, "line item"), _count(one.standing.events, "event")
+        text = f"{items} ({events}) add up to {tables.number(one.standing.amount)}"
+        if 0 < len(one.line_items) < one.standing.line_items:
+            text += f"; the {len(one.line_items)} with the largest amounts:"
+        branch = tree.add(_words(*([] if one.came_after else [("✓ ", "green")]), text))
         for item in one.line_items:
             _add_item(branch, item, short=True)
     return tree
@@ -1099,27 +1111,22 @@ def _add_item(tree: Tree, item: LineItem, *, short: bool) -> None:
         f"{_span(item.window_start, item.window_end)} · {tables.number(item.quantity_from)} → "
         f"{tables.number(item.quantity_to)}{unit}"
     )
-    node = tree.add(_words((head, "bold" if short else ""), *([" · ", _id(item.line_item_id)] if short else [])))
+    name: tuple[str | tuple[str, str], ...] = (" · ", _id(item.line_item_id)) if short else ()
+    node = tree.add(_words((head, "bold" if short else ""), *name))
     for tier in item.tiers:
         node.add(
             _words(f"{_bounds(tier)}: {tables.number(tier.quantity)} {_times(tier)} = {tables.number(tier.amount)}")
         )
-    shown = f", the first {len(item.events)}:" if len(item.events) < item.event_count else ""
-    events = node.add(
-        _words(f"{_count(item.event_count, 'event')}, revision {item.revision}{shown if item.events else ''}")
-    )
+    shown = f", the first {len(item.events)}:" if 0 < len(item.events) < item.event_count else ""
+    events = node.add(_words(f"{_count(item.event_count, 'event')}, revision {item.revision}{shown}"))
     for event in item.events:
         counted = f" ({event.counted_value})" if event.counted_value else ""
-        events.add(
-            Group(
-                _words(
-                    f"{event.time:%H:%M:%S.%f} ",
-                    _id(event.id),
-                    f" · {event.subject} · {tables.number(event.quantity)}{unit}{counted} · {event.source}",
-                ),
-                _payload(event.payload),
-            )
+        told = _words(
+            f"{event.time:%H:%M:%S.%f} ",
+            _id(event.id),
+            f" · {event.subject} · {tables.number(event.quantity)}{unit}{counted} · {event.source}",
         )
+        events.add(Group(told, _payload(event.payload, short=short)))
 
 
 def _render_event(one: Event) -> Tree:
@@ -1174,9 +1181,11 @@ _RENDER: dict[type, Callable[[Any], Tree]] = {
 }
 
 
-def _payload(text: str, limit: int = 2_000) -> RenderableType:
-    shown = text if len(text) <= limit else f"{text[:limit]}… ({len(text):,} characters)"
-    return Padding(Text(_visible(shown), "dim", overflow="fold"), (0, 0, 0, 2))
+def _payload(text: str, *, short: bool = False) -> RenderableType:
+    """The original bytes; short, as much of them as fits one line."""
+    shown = text if len(text) <= _MOST_TEXT else f"{text[:_MOST_TEXT]}… ({len(text):,} characters)"
+    made = Text(_visible(shown), "dim", overflow="ellipsis" if short else "fold", no_wrap=short)
+    return Padding(made, (0, 0, 0, 2), expand=False)
 
 
 def _bounds(tier: Tier) -> str:
@@ -1187,7 +1196,8 @@ def _bounds(tier: Tier) -> str:
 
 def _times(tier: Tier) -> str:
     if tier.packages is not None:
-        return f"→ {tables.number(tier.packages)} packages × {tables.number(tier.unit_price)}"
+        packages = "1 package" if tier.packages == 1 else f"{tables.number(tier.packages)} packages"
+        return f"→ {packages} × {tables.number(tier.unit_price)}"
     price = f"× {tables.number(tier.unit_price)}" if tier.per else f"at {tables.number(tier.unit_price)}"
     per = "" if tier.per in (None, 1) else f" / {tables.number(tier.per)}"
     return (
@@ -1207,16 +1217,20 @@ def _proration(fee: Fee) -> str:
 
 
 def _rounded(line: Line) -> tuple[str | tuple[str, str], ...]:
-    rounding, money = line.rounding, lambda amount: tables.money(amount, line.currency)
-    text = f"the charge {tables.number(rounding.exact)} → {money(rounding.rounded)}, once"
+    rounding = line.rounding
+    rounded, share, before, amount = (
+        tables.money(value, line.currency)
+        for value in (rounding.rounded, rounding.share, rounding.billed_before, line.amount)
+    )
+    text = f"the charge {tables.number(rounding.exact)} → {rounded}, once"
     if rounding.accounts > 1:
         text += (
             f"; of its {rounding.accounts} accounts this one has {tables.number(rounding.exact_share)} → "
-            f"{money(rounding.share)}, by largest remainder"
+            f"{share}, by largest remainder"
         )
-    if line.earlier:
-        text += f"; less {money(rounding.billed_before)} billed before"
-    return text, " = " if line.earlier else "", (money(line.amount) if line.earlier else "", "bold")
+    if not line.earlier:
+        return (text,)
+    return f"{text}; less {before} billed before = ", (amount, "bold")
 
 
 def _after(line: Line) -> tuple[str | tuple[str, str], ...]:
@@ -1237,7 +1251,8 @@ def _billings(title: str, lines: Sequence[Billing], standing: Standing | None = 
             _words(
                 f"{title} ",
                 _id(one.invoice_number or f"draft {one.invoice_id}"),
-                f" ({one.reason.replace('_', ' ')}, {_signed(one.quantity)}) · {tables.money(one.amount, one.currency)} · ",
+                f" ({one.reason.replace('_', ' ')}, {_signed(one.quantity)})",
+                f" · {tables.money(one.amount, one.currency)} · ",
                 _id(one.invoice_line_id),
             )
         )

@@ -7,7 +7,7 @@ first bytes, not by their names. A file that cannot be read gives the records be
 from __future__ import annotations
 
 import gzip
-import json
+import re
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -32,6 +32,7 @@ BLOCK_BYTES = 8 << 20
 PART_BYTES = 64 << 20
 MAX_KEPT_BYTES = 64 << 20
 _ROWS = 16_384
+_BLANK = b" \t\r\n"
 
 
 class Block(NamedTuple):
@@ -243,34 +244,40 @@ def _array(first: bytes, chunks: Iterator[bytes]) -> Iterator[tuple[list[bytes],
         damage = str(error)
     try:
         elements = [bytes(element) for element in msgspec.json.decode(bytes(data), type=list[msgspec.Raw])]
-    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
-        elements, rest = _elements(bytes(data))
-        damage = damage or f"the JSON array breaks at byte {len(data) - len(rest)}: {error}"
-    else:
         rest = b""
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
+        # An element that is no JSON costs itself only; `validate` says what is wrong with it.
+        elements, rest, closed = _elements(bytes(data))
+        if not closed:
+            damage = damage or f"the JSON array breaks at byte {len(data) - len(rest)}: {error}"
     for start in range(0, len(elements), _ROWS):
         yield elements[start : start + _ROWS], list(range(start, min(start + _ROWS, len(elements))))
     if damage:
         raise Unreadable(damage, len(elements), rest[:MAX_KEPT_BYTES])
 
 
-def _elements(data: bytes) -> tuple[list[bytes], bytes]:
-    """The elements of a damaged array up to the damage, and what follows."""
-    text = data.decode("utf-8", "surrogateescape")
-    decode = json.JSONDecoder().raw_decode
+# A string, also one that has no end; the characters that an array's structure is made of.
+_STRUCTURE = re.compile(rb'"(?:[^"\\]|\\.)*(?:"|\Z)|[\[\]{},]', re.DOTALL)
+
+
+def _elements(data: bytes) -> tuple[list[bytes], bytes, bool]:
+    """The elements of an array that is no JSON: those before the damage, what follows, and whether it still ended."""
     elements: list[bytes] = []
-    at = text.index("[") + 1
-    while True:
-        start = at + len(text[at : at + 1024]) - len(text[at : at + 1024].lstrip(" \t\r\n"))
-        try:
-            _, end = decode(text, start)
-            after = text[end : end + 1024].lstrip(" \t\r\n")[:1]
-        except (ValueError, RecursionError):
-            return elements, text[at:].encode("utf-8", "surrogateescape")
-        if after != ",":
-            return elements, text[at:].encode("utf-8", "surrogateescape")
-        elements.append(text[start:end].encode("utf-8", "surrogateescape"))
-        at = text.index(",", end) + 1
+    start, depth = 0, 0
+    for match in _STRUCTURE.finditer(data):
+        found = match[0]
+        if found in (b"[", b"{"):
+            depth += 1
+            start = start if depth > 1 else match.end()
+        elif found in (b"]", b"}"):
+            depth -= 1
+        if (found == b"," and depth == 1) or depth == 0:
+            elements.append(data[start : match.start()].strip(_BLANK))
+            start = match.end()
+        if depth == 0:
+            closed = found == b"]" and not data[start:].strip(_BLANK)
+            return elements, data[start:], closed
+    return elements, data[start:], False
 
 
 # --- Parquet ------------------------------------------------------------------------------------

@@ -7,7 +7,6 @@ by the same functions as the slow path. A record that is not surely fine takes t
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -29,7 +28,6 @@ from meterline.schemas.event import (
     MAX_ATTRIBUTE_CHARACTERS,
     MAX_ID_CHARACTERS,
     MAX_NESTING,
-    MAX_TENANT_CHARACTERS,
     Event,
     EventError,
     Reason,
@@ -240,20 +238,20 @@ class Scanner:
         ids = [event.id for event in structs]
         columns["id"] = pa.array(ids, pa.string())
         lengths = np.fromiter(map(len, ids), np.int64, len(ids))
-        fine &= (lengths > 0) & (lengths <= MAX_ID_CHARACTERS)
+        fine &= (lengths > 0) & (lengths <= MAX_ID_CHARACTERS) & _allowed(ids)
         for name in ("source", "type", "subject"):
             columns[name] = self._symbols(list(map(attrgetter(name), structs)), partial(_attribute_is_fine, name), fine)
         tenants = [event.tenantid or DEFAULT_TENANT for event in structs]
-        columns["tenant_id"] = self._symbols(tenants, lambda value: len(value) <= MAX_TENANT_CHARACTERS, fine)
+        columns["tenant_id"] = self._symbols(tenants, partial(_attribute_is_fine, "tenantid"), fine)
         for name in ("datacontenttype", "dataschema"):
             values = list(map(attrgetter(name), structs))
             if any(value is not None for value in values):
                 self._symbols(values, partial(_attribute_is_fine, name), fine)
         for number in range(len(self._extensions)):
-            values = [getattr(event, f"x{number}") for event in structs]
-            if any(value is not None for value in values):
-                lengths = np.fromiter((len(value or "") for value in values), np.int64, len(values))
-                fine &= lengths <= MAX_ATTRIBUTE_CHARACTERS
+            values = [getattr(event, f"x{number}") or "" for event in structs]
+            if any(values):
+                lengths = np.fromiter(map(len, values), np.int64, len(values))
+                fine &= (lengths <= MAX_ATTRIBUTE_CHARACTERS) & _allowed(values)
         times, valid = _times([event.time for event in structs])
         fine &= valid
         columns["time"] = pa.array(times).cast(MICROSECONDS)
@@ -405,18 +403,16 @@ def _read_token(prefix: str, token: bytes) -> Any:
 
 
 _PLAIN_BYTES = 4_000
-_ODD_ESCAPE = re.compile(rb"\\\\(?:[nrtbf]|u(?:00[0189]|007[fF]|[dD]|[fF][dDfF]))")
 
 
 def _plain(records: Sequence[bytes]) -> list[bool]:
     """Which records the fast decoder and the slow path surely read alike.
 
-    Left to the slow path: long records, deep ones, control characters, surrogates and noncharacters, raw or escaped.
+    Left to the slow path: long records, deep ones, those with a line feed (`_tokens` separates by it), and those that
+    are no UTF-8, which the decoder does not look at in properties that it skips.
     """
     block = b"\n".join(records)
     codes = np.frombuffer(block, np.uint8)
-    clean = np.count_nonzero(codes < 0x20) <= max(len(records) - 1, 0) and block.find(b"\x7f") < 0
-    clean = clean and block.isascii() and b"\\" not in block
     lengths = np.fromiter(map(len, records), np.int64, len(records))
     plain = lengths <= _PLAIN_BYTES
     # Both brackets, and no other character, are 0x7B with this bit set. Where MAX_NESTING lie between two of one
@@ -424,18 +420,27 @@ def _plain(records: Sequence[bytes]) -> list[bool]:
     ends = np.cumsum(lengths + 1)
     owners = np.searchsorted(ends, np.flatnonzero((codes | 0x20) == 0x7B), side="right")
     plain[owners[MAX_NESTING:][owners[MAX_NESTING:] == owners[:-MAX_NESTING]]] = False
-    if not clean:
-        plain &= np.fromiter(map(_is_plain_text, records), bool, len(records))
+    if block.count(b"\n") >= len(records):
+        plain &= np.fromiter((b"\n" not in record for record in records), bool, len(records))
+    if not block.isascii():
+        plain &= np.fromiter(map(_is_utf8, records), bool, len(records))
     return plain.tolist()
 
 
-def _is_plain_text(record: bytes) -> bool:
-    if _ODD_ESCAPE.search(record):
-        return False
+def _is_utf8(record: bytes) -> bool:
     try:
-        return not FORBIDDEN_CHARACTERS.search(record.decode())
+        record.decode()
     except UnicodeDecodeError:
         return False
+    return True
+
+
+def _allowed(values: Sequence[str]) -> np.ndarray | bool:
+    """Which strings hold no character that CloudEvents forbids."""
+    text = "".join(values)
+    if (text.isascii() and text.isprintable()) or not FORBIDDEN_CHARACTERS.search(text):
+        return True
+    return np.fromiter((not FORBIDDEN_CHARACTERS.search(value) for value in values), bool, len(values))
 
 
 def _binary(values: list[bytes]) -> pa.Array:
@@ -478,7 +483,7 @@ def _tokens(tree: dict[str, Any], path: str, structs: list[Any]) -> pa.Array:
         tree = tree[part]
     get = attrgetter(f"p{sorted(tree).index(leaf)}")
     texts = [b"" if node is None else get(node) for node in nodes] if parents else map(get, nodes)
-    # Raw tokens join without a copy of each. None holds a newline: records with control characters are not read here.
+    # Raw tokens join without a copy of each. None holds a newline: records with one are not read here.
     joined = b"\n".join((*texts, b""))
     offsets = np.zeros(len(nodes) + 1, np.int32)
     offsets[1:] = np.flatnonzero(np.frombuffer(joined, np.uint8) == ord(b"\n")) + 1
