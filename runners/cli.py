@@ -306,10 +306,7 @@ def rejects_count(clickhouse: Url = DEFAULT_DATABASE, as_json: AsJson = False) -
     if as_json:
         print_json(rows)
         return
-    made = tables.table("Rejects", "stage", "reason", ">records", "latest message")
-    for row in rows:
-        made.add_row(row["stage"], row["reason"], tables.number(row["records"]), row["message"])
-    out.print(made if rows else "nothing was rejected")
+    out.print(tables.reject_counts(rows) if rows else "nothing was rejected")
 
 
 _Reason = Annotated[str | None, typer.Option(help="Only this reason code.")]
@@ -331,14 +328,7 @@ def rejects_list(
     if as_json:
         print_json(rows)
         return
-    made = tables.table("Rejects", "id", "stage", "reason", "message", "from", "payload")
-    for row in rows:
-        text = row["payload"].decode("utf-8", "backslashreplace")
-        place = f"{row['origin']}:{row['position']}"
-        made.add_row(
-            row["reject_id"], row["stage"], row["reason"], row["message"], place, text[:60] + "…" * (len(text) > 60)
-        )
-    out.print(made if rows else "nothing was rejected")
+    out.print(tables.rejects(rows) if rows else "nothing was rejected")
 
 
 @rejects_app.command("export")

@@ -491,7 +491,9 @@ def _whole_invoice(ask: _Question, head: dict[str, Any]) -> Invoice:
 
 
 def _invoice_line(ask: _Question, id: str) -> list[Line]:
-    rows = ask.rows(f"{_LINE} WHERE invoice_line_id = {{id:String}}", id=id)
+    # Found without FINAL, which would read all columns of all lines.
+    where = "(SELECT invoice_id, line_number FROM invoice_lines WHERE invoice_line_id = {id:String})"
+    rows = ask.rows(f"{_LINE} WHERE (invoice_id, line_number) IN {where} AND invoice_line_id = {{id:String}}", id=id)
     history = _history(ask, rows)
     counting = {one.invoice_line_id for lines in history.values() for _, one in lines}
     if rows and not any(row["invoice_line_id"] in counting for row in rows):
@@ -1014,8 +1016,9 @@ def _render_invoice(one: Invoice) -> Tree:
     for (_, charge, version), lines in charges.items():
         texts = dict.fromkeys(line.price.text for line in lines)
         tree.add(Group(_words((charge, "bold"), f", prices of {version}: {'; '.join(texts)}"), _charge_table(lines)))
-    text = f"each charge is rounded once, the lines add up to {tables.money(one.total, one.currency)}"
-    tree.add(_words(("✓ ", "green"), text))
+    total = sum((line.amount for line in one.lines), _ZERO)
+    mark = ("✓ ", "green") if total == one.total else ("≠ ", "red")
+    tree.add(_words(mark, f"each charge is rounded once, the lines add up to {tables.money(total, one.currency)}"))
     for line in one.lines:
         if line.came_after:
             tree.add(_words((f"line {line.line_number}: ", "bold"), *_after(line)))
@@ -1079,7 +1082,7 @@ def _render_line(one: Line) -> Tree:
         items, events = _count(one.standing.line_items, "line item"), _count(one.standing.events, "event")
         text = f"{items} ({events}) add up to {tables.number(one.standing.amount)}"
         if 0 < len(one.line_items) < one.standing.line_items:
-            text += f"; the {len(one.line_items)} with the largest amounts:"
+            text += f"; {len(one.line_items)} of them, by the largest amount:"
         branch = tree.add(_words(*([] if one.came_after else [("✓ ", "green")]), text))
         for item in one.line_items:
             _add_item(branch, item, short=True)

@@ -8,8 +8,10 @@ from typing import Any
 
 from rich import box
 from rich.table import Table
+from rich.text import Text
 
 from meterline.runners.jobs import RateReport
+from meterline.schemas.event import plain_text
 from meterline.transforms.rules.money import minor_units
 
 
@@ -28,6 +30,11 @@ def table(title: str, *columns: str, caption: str | None = None) -> Table:
         right = column.startswith(">")
         made.add_column(column.removeprefix(">"), justify="right" if right else "left", no_wrap=right, overflow="fold")
     return made
+
+
+def shown(text: str) -> Text:
+    """Text that came from outside: no markup in it, and no control characters that a terminal would obey."""
+    return Text("".join(character if character.isprintable() else "�" for character in text))
 
 
 def number(value: Decimal | int) -> str:
@@ -53,6 +60,28 @@ def conservation(report: RateReport) -> Table:
     total = report.accepted + report.duplicates + sum(report.rejected.values())
     verdict = "[green]= all records read[/]" if report.adds_up else f"[red]≠ {number(report.records)} records read[/]"
     made.add_row("sum", number(total), verdict)
+    return made
+
+
+def rejects(rows: Sequence[dict[str, Any]]) -> Table:
+    made = table("Rejects", "id", "stage", "reason", "message", "from", "payload")
+    for row in rows:
+        text = row["payload"].decode("utf-8", "backslashreplace")
+        made.add_row(
+            row["reject_id"],
+            row["stage"],
+            row["reason"],
+            shown(row["message"]),
+            shown(f"{row['origin']}:{row['position']}"),
+            shown(text[:60] + "…" * (len(text) > 60)),
+        )
+    return made
+
+
+def reject_counts(rows: Sequence[dict[str, Any]]) -> Table:
+    made = table("Rejects", "stage", "reason", ">records", "latest message")
+    for row in rows:
+        made.add_row(row["stage"], row["reason"], number(row["records"]), shown(row["message"]))
     return made
 
 
@@ -85,11 +114,11 @@ def invoice_lines(head: dict[str, Any], rows: Sequence[dict[str, Any]]) -> Table
     for row in rows:
         late = "" if row["reason"] in ("usage", "fee") else f" ({row['reason'].replace('_', ' ')})"
         made.add_row(
-            row["description"] + late,
+            shown(row["description"] + late),
             row["account_id"],
             row["rate_card_version"],
             number(row["quantity"]),
-            row["unit"],
+            shown(row["unit"]),
             number(row["exact_amount"]),
             money(row["amount"], row["currency"]),
         )
@@ -108,7 +137,14 @@ def invoice_lines(head: dict[str, Any], rows: Sequence[dict[str, Any]]) -> Table
 
 def answer(rows: Sequence[dict[str, Any]], columns: Sequence[str]) -> Table:
     """The answer of a query."""
-    made = table("", *columns)
+    numeric = {name for name in columns if rows and all(isinstance(row[name], (int, Decimal)) for row in rows)}
+    made = table("", *(f">{name}" if name in numeric else name for name in columns))
     for row in rows:
-        made.add_row(*("" if row[name] is None else str(row[name]) for name in columns))
+        made.add_row(*(_cell(row[name]) for name in columns))
     return made
+
+
+def _cell(value: Any) -> Text:
+    if value is None:
+        return Text("")
+    return shown(plain_text(value) if isinstance(value, Decimal) else str(value))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from datetime import UTC, datetime
 from decimal import Decimal
+from functools import lru_cache
 from typing import NamedTuple
 
 import msgspec
@@ -37,6 +38,7 @@ class RatingKey(NamedTuple):
         return msgspec.json.encode([*names, int(start.timestamp()), int(end.timestamp()), dimensions]).decode()
 
     @classmethod
+    @lru_cache(maxsize=32_768)
     def parse(cls, text: str) -> RatingKey:
         *names, start, end, dimensions = msgspec.json.decode(text)
         starts, ends = datetime.fromtimestamp(start, UTC), datetime.fromtimestamp(end, UTC)

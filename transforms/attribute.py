@@ -18,10 +18,10 @@ from meterline.schemas.arrow import ATTRIBUTED, QUANTITY
 from meterline.schemas.catalog import Aggregation, Catalog, Meter
 from meterline.schemas.event import Reason
 from meterline.schemas.records import RatingKey, Reject
-from meterline.transforms.columns import code_column, decimal_limbs, hash_each, mix, symbols
+from meterline.transforms.columns import code_column, decimal_limbs, distinct, hash_each, mix, symbols
 from meterline.transforms.rules.attribution import Directory, Segment, directory
 
-_ONE = pa.array([1]).cast(QUANTITY)
+_KEPT_KEYS = 100_000
 
 
 class Attributed(NamedTuple):
@@ -77,6 +77,7 @@ class Attributor:
     """Attributes whole batches; segments of time that were met are kept, sorted, for one search over a batch."""
 
     directory: Directory
+    _texts: dict[tuple[int | str, ...], str] = field(default_factory=dict)
     _timelines: dict[tuple[str, str], int] = field(default_factory=dict)
     _found: list[tuple[int, int, Segment]] = field(default_factory=list)
     _starts: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
@@ -139,13 +140,10 @@ class Attributor:
         """The accounts of the batch, and which of them each row is; −1 where no account has the subject."""
         tenants, tenant_of_row = code_column(events["tenant_id"])
         subjects, subject_of_row = code_column(events["subject"])
-        pairs, pair_of_row = np.unique(
-            tenant_of_row * np.int64(len(subjects) or 1) + subject_of_row, return_inverse=True
-        )
+        first, pair_of_row = distinct(tenant_of_row * np.int64(len(subjects)) + subject_of_row)
         accounts: dict[str, int] = {}
-        table = np.full(len(pairs), -1, np.int32)
-        for place, pair in enumerate(pairs.tolist()):
-            tenant, subject = divmod(pair, len(subjects))
+        table = np.full(len(first), -1, np.int32)
+        for place, (tenant, subject) in enumerate(zip(tenant_of_row[first].tolist(), subject_of_row[first].tolist())):
             account = self.directory.account_of(tenants[tenant], subjects[subject])
             if account is not None:
                 table[place] = accounts.setdefault(account, len(accounts))
@@ -165,29 +163,31 @@ class Attributor:
         timelines = np.asarray(
             [self._timelines.setdefault((account, meter.id), len(self._timelines)) for account in accounts], np.int64
         )
-        tenants, tenant_of_row = code_column(events["tenant_id"])
-        combined = self._segments(timelines[account_of_row[rows]], seconds[rows], accounts, account_of_row[rows], meter)
-        # One number for tenant, account, segment and dimensions, so that a key's text is made once for each.
-        parts = [(tenants, tenant_of_row[rows]), (accounts, account_of_row[rows])]
+        segments = self._segments(timelines[account_of_row[rows]], seconds[rows], accounts, account_of_row[rows], meter)
+        # One number for segment (and so account and tenant) and dimensions: a key's text is made once for each.
+        first, code_of_row = distinct(segments)
+        dimensions = []
         for path in meter.dimensions:
             texts, codes = code_column(events[f"d:{path}"])
-            parts.append((texts, codes[rows]))
-        for texts, codes in parts:
-            _, combined = np.unique(combined * np.int64(len(texts) or 1) + codes, return_inverse=True)
-        _, first, code_of_row = np.unique(combined, return_index=True, return_inverse=True)
-        segments = self._segments(
-            timelines[account_of_row[rows[first]]], seconds[rows[first]], accounts, account_of_row[rows[first]], meter
-        )
+            dimensions.append((texts, codes[rows]))
+            first, code_of_row = distinct(code_of_row * np.int64(len(texts) or 1) + codes[rows])
         table = np.zeros(len(first), np.int32)
-        for place, (at, segment) in enumerate(zip(first.tolist(), segments.tolist())):
-            tenant, account, *dimensions = (texts[codes[at]] for texts, codes in parts)
-            key = self._key(tenant, account, meter, self._found[segment][2], tuple(dimensions))
+        for place, (at, segment) in enumerate(zip(first.tolist(), segments[first].tolist())):
+            account = accounts[account_of_row[rows[at]]]
+            key = self._key(account, meter, segment, tuple(texts[codes[at]] for texts, codes in dimensions))
             table[place] = keys.setdefault(key, len(keys))
         return table[code_of_row]
 
-    def _key(self, tenant: str, account: str, meter: Meter, segment: Segment, dimensions: tuple[str, ...]) -> str:
-        return RatingKey(
-            tenant_id=tenant,
+    def _key(self, account: str, meter: Meter, place: int, dimensions: tuple[str, ...]) -> str:
+        """The text of a rating key; the texts made last are kept, as each batch needs most of them again."""
+        line_start, _, segment = self._found[place]
+        known = self._texts.get((line_start, *dimensions))
+        if known is not None:
+            return known
+        if len(self._texts) >= _KEPT_KEYS:
+            self._texts.clear()
+        text = self._texts[line_start, *dimensions] = RatingKey(
+            tenant_id=self.directory.accounts[account].tenant,
             billing_account_id=self.directory.billing_account_of(account),
             subscription_id=segment.subscription_id,
             charge_id=segment.charge_id,
@@ -197,6 +197,7 @@ class Attributor:
             period_end=segment.period_end,
             dimensions=tuple(zip(meter.dimensions, dimensions)),
         ).text
+        return text
 
     def _segments(
         self, timelines: np.ndarray, seconds: np.ndarray, accounts: list[str], account_of_row: np.ndarray, meter: Meter
@@ -256,13 +257,9 @@ def identities(events: pa.RecordBatch, content: np.ndarray) -> pa.Array:
     """16 bytes an event: 12 of the hash of (tenant, source, id), then 4 of its content."""
     tenants, tenant_of_row = code_column(events["tenant_id"])
     sources, source_of_row = code_column(events["source"])
-    prefixes, prefix_of_row = np.unique(
-        tenant_of_row * np.int64(len(sources) or 1) + source_of_row, return_inverse=True
-    )
+    first, prefix_of_row = distinct(tenant_of_row * np.int64(len(sources)) + source_of_row)
     # No part holds a control character, so the separator keeps them apart.
-    texts = [
-        f"{tenants[pair // len(sources)]}\x00{sources[pair % len(sources)]}\x00".encode() for pair in prefixes.tolist()
-    ]
+    texts = [f"{tenants[tenant_of_row[at]]}\x00{sources[source_of_row[at]]}\x00".encode() for at in first.tolist()]
     digest = xxhash.xxh3_128_digest
     ids = events["id"].cast(pa.binary()).to_pylist()
     packed = np.frombuffer(

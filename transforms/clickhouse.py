@@ -23,6 +23,8 @@ from meterline.transforms.progress import seen
 SETTINGS = {
     # An insert is stored when it is acknowledged, or not at all.
     "async_insert": 0,
+    # Rows of one key are made one by merges and by FINAL; to look for them in each insert too is slow.
+    "optimize_on_insert": 0,
     # A file may hold events of more days, and so partitions, than the default of 100.
     "max_partitions_per_insert_block": 0,
     "date_time_input_format": "best_effort",

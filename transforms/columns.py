@@ -29,6 +29,18 @@ def symbols(codes: np.ndarray, values: Sequence[str]) -> pa.DictionaryArray:
     return column
 
 
+def distinct(numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Where each different number stands first, in this order, and which of them each row has.
+
+    It hashes, and so is several times faster than `np.unique`, which sorts.
+    """
+    encoded = pa.array(numbers).dictionary_encode()
+    codes = np.asarray(encoded.indices)
+    first = np.empty(len(encoded.dictionary), np.int64)
+    first[codes[::-1]] = np.arange(len(codes))[::-1]
+    return first, codes
+
+
 def decimal_limbs(column: pa.Array) -> np.ndarray:
     """A decimal128 column as rows of two's complement limbs: low 64 bits, high 64 bits. Nulls are 0."""
     limbs = np.frombuffer(column.buffers()[1] or b"", np.int64)[2 * column.offset : 2 * (column.offset + len(column))]

@@ -17,7 +17,7 @@ from apache_beam.utils.windowed_value import WindowedValue
 
 from meterline.schemas.catalog import Aggregation, Catalog
 from meterline.schemas.records import RatingKey
-from meterline.transforms.columns import code_column, decimal_limbs
+from meterline.transforms.columns import code_column, decimal_limbs, distinct
 from meterline.transforms.rules.aggregation import Cell, Usage, merge
 from meterline.transforms.rules.attribution import directory
 
@@ -72,11 +72,11 @@ class Totals:
         period = np.asarray([int(one.period_start.timestamp()) for one in parsed], np.int64)
         window = np.maximum(seconds - seconds % 3_600, period[key]) if len(keys) else seconds
 
-        windows, window_code = np.unique(window, return_inverse=True)
+        windows, window_code = distinct(window)
         cell = (key * len(windows) + window_code) * max(len(accounts), 1) + account_of_row[row]
-        cells, first, cell_of_slot = np.unique(cell, return_index=True, return_inverse=True)
-        counts = np.bincount(cell_of_slot, minlength=len(cells)).tolist()
-        slots = _Slots(events, row, cell_of_slot, len(cells), first)
+        first, cell_of_slot = distinct(cell)
+        counts = np.bincount(cell_of_slot, minlength=len(first)).tolist()
+        slots = _Slots(events, row, cell_of_slot, len(first), first)
 
         by_aggregation: dict[Aggregation, list[Any]] = {}
         for place, at in enumerate(first.tolist()):
@@ -121,29 +121,18 @@ class _Slots:
             case _:
                 return self._extremes(aggregation)
 
-    def _limbs(self) -> np.ndarray:
-        return decimal_limbs(self.events["quantities"].flatten())
-
     def _sums(self) -> list[int]:
-        """Exact sums. Quantities lie in [0, 2^107), so limbs of 32 bits add up without overflow in 64."""
-        limbs = self._limbs()
-        low, high = limbs[:, 0].view(np.uint64), limbs[:, 1].view(np.uint64)
-        mask = np.uint64(0xFFFFFFFF)
-        columns = [low & mask, low >> np.uint64(32)]
-        if high.any():
-            columns += [high & mask, high >> np.uint64(32)]
-        order = np.argsort(self.cell, kind="stable")
-        starts = np.searchsorted(self.cell[order], np.arange(self.cells))
-        sums = [np.add.reduceat(column[order].astype(np.int64), starts).tolist() for column in columns]
-        return [sum(part << (32 * place) for place, part in enumerate(parts)) for parts in zip(*sums)]
-
-    def _ints(self) -> list[int]:
-        return [int(low) + (int(high) << 64) for low, high in zip(*self._limbs().view(np.uint64).T.tolist())]
+        """Exact sums: quantities lie below 10^32, so those of a batch stay below the 10^38 that Arrow's type holds."""
+        assert len(self.cell) < 1_000_000, len(self.cell)
+        table = pa.table({"cell": self.cell, "quantity": self.events["quantities"].flatten()})
+        # In the order in which the cells come first, which is that of their numbers.
+        sums = table.group_by("cell", use_threads=False).aggregate([("quantity", "sum")])["quantity_sum"]
+        return _ints(sums.combine_chunks())
 
     def _extremes(self, aggregation: Aggregation) -> list[int]:
         pick = min if aggregation is Aggregation.MIN else max
         found: list[Any] = [None] * self.cells
-        for cell, number in zip(self.cell.tolist(), self._ints()):
+        for cell, number in zip(self.cell.tolist(), _ints(self.events["quantities"].flatten())):
             known = found[cell]
             found[cell] = number if known is None else pick(known, number)
         return found
@@ -152,7 +141,7 @@ class _Slots:
         times = self.events["time"].cast(pa.int64()).to_pylist()
         ids, sources = self.events["id"].to_pylist(), self.events["source"].to_pylist()
         found: list[Any] = [None] * self.cells
-        for cell, row, number in zip(self.cell.tolist(), self.row.tolist(), self._ints()):
+        for cell, row, number in zip(self.cell.tolist(), self.row.tolist(), _ints(self.events["quantities"].flatten())):
             known = found[cell]
             if known is None or times[row] >= known[0]:
                 mine = (times[row], ids[row], sources[row], number)
@@ -167,6 +156,11 @@ class _Slots:
             cell, code = divmod(pair, len(texts))
             found[cell].add(hashes[code])
         return [frozenset(values) for values in found]
+
+
+def _ints(quantities: pa.Array) -> list[int]:
+    """Quantities, which are not negative, in units of 10^-12."""
+    return [int(low) + (int(high) << 64) for low, high in decimal_limbs(quantities).view(np.uint64).tolist()]
 
 
 def pack(aggregation: Aggregation, usages: UsageByCell) -> bytes:

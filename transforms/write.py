@@ -20,7 +20,7 @@ from meterline.schemas.records import LineItem, RatingKey, Reject, rating_key_id
 from meterline.transforms import clickhouse
 from meterline.transforms.columns import code_column
 
-MAX_ROWS = 100_000
+MAX_ROWS = 50_000
 MAX_BYTES = 64 << 20
 _SECONDS = pa.timestamp("s", tz="UTC")
 _TEXT_MAP = pa.map_(pa.string(), pa.string())
@@ -125,7 +125,7 @@ def rating_key_rows(texts: list[str]) -> pa.Table:
 
 
 def usage_event_rows(batches: list[pa.RecordBatch]) -> pa.Table:
-    return pa.Table.from_batches([_archived(batch).select(_ARCHIVED) for batch in batches]).unify_dictionaries()
+    return pa.Table.from_batches([_archived(batch) for batch in batches]).unify_dictionaries()
 
 
 _ARCHIVED = [
@@ -135,13 +135,18 @@ _ARCHIVED = [
 
 
 def _archived(batch: pa.RecordBatch) -> pa.RecordBatch:
-    """Rating keys as their ids: a fixed width is written, and read back, several times faster."""
+    """Rating keys as their ids: a fixed width is written, and read back, several times faster. Counted values as plain
+    strings, as the table has them: ClickHouse unpacks a dictionary inside a list slowly."""
     keys, codes = code_column(batch["rating_keys"].flatten())
     ids = np.asarray([rating_key_id(key) for key in keys], np.uint64)[codes] if keys else np.zeros(0, np.uint64)
     offsets = batch["rating_keys"].offsets
-    column = pa.ListArray.from_arrays(_from_zero(offsets), pa.array(ids))
-    place = batch.schema.get_field_index("rating_keys")
-    return batch.set_column(place, "rating_keys", column)
+    starts = _from_zero(offsets)
+    values = batch["counted_values"].flatten().cast(pa.string())
+    columns = {
+        "rating_keys": pa.ListArray.from_arrays(starts, pa.array(ids)),
+        "counted_values": pa.ListArray.from_arrays(starts, values),
+    }
+    return pa.RecordBatch.from_pydict({name: columns[name] if name in columns else batch[name] for name in _ARCHIVED})
 
 
 def _from_zero(offsets: pa.Array) -> pa.Array:
@@ -171,7 +176,8 @@ class RatingKeysFn(beam.DoFn):
         self._told: set[str] = set()
 
     def process(self, events: pa.RecordBatch) -> Iterable[str]:
-        keys, _ = code_column(events["rating_keys"].flatten())
-        new = set(keys) - self._told
+        keys, codes = code_column(events["rating_keys"].flatten())
+        # Only those in use: a filtered batch keeps the words of the rows that went.
+        new = {keys[code] for code in np.unique(codes).tolist()} - self._told
         self._told |= new
         return sorted(new)

@@ -95,13 +95,15 @@ def test_rating_the_next_file_gives_what_rating_both_at_once_gives(meterline: Co
 
 
 def test_rejects_can_be_counted_listed_and_written_out_byte_for_byte(meterline: Command, tmp_path: Path) -> None:
-    bad = b'{"broken": \xff\xfe}'
+    bad = b'{"broken [/red] \x1b[31m": \xff\xfe}'
     meterline.rate(written(tmp_path, "usage.ndjson", lines("1") + bad + b"\n" + lines("-5")))
     counted = json.loads(meterline("rejects", "count", "--clickhouse", meterline.url, "--json").out)
     assert {row["reason"]: int(row["records"]) for row in counted} == {"malformed": 1, "bad_quantity": 1}
     listed = meterline("rejects", "list", "--clickhouse", meterline.url)
     assert "bad_quantity" in listed.out
     assert "negative" in listed.out
+    assert "[/red]" in listed.out
+    assert "\x1b[31m" not in listed.out
     target = tmp_path / "again.ndjson"
     assert meterline("rejects", "export", target, "--reason", "malformed", "--clickhouse", meterline.url).code == 0
     assert target.read_bytes() == bad + b"\n"
