@@ -108,7 +108,7 @@ def run_stages(source: str, url: str) -> dict[str, Any]:
 
         from meterline.pipelines import rate_usage  # noqa: F401
         from meterline.runners import direct  # noqa: F401
-        from meterline.transforms import attribute, clickhouse, deduplicate, rate, read, validate, write
+        from meterline.transforms import attribute, clickhouse, deduplicate, rate, read, recall, validate, write
         from meterline.transforms import meter as metering
 
         prices = catalog()
@@ -117,14 +117,15 @@ def run_stages(source: str, url: str) -> dict[str, Any]:
         clickhouse.connect(url).command("SYSTEM STOP MERGES")
 
     validating, attributing = validate._ValidateFn(None), attribute._AttributeFn()
-    sharding, deduplicating, totals = deduplicate._ShardFn(1), deduplicate._DeduplicateFn(), metering._MeterFn()
+    sharding, deduplicating = deduplicate._ShardFn(1, "fresh"), deduplicate._DeduplicateFn()
+    touching, totals = recall._TouchFn(), metering._MeterFn()
     telling, rating = write.RatingKeysFn(), rate._RateFn()
     archive = write._InsertFn(url, "usage_events", write.usage_event_rows)
     keys = write._InsertFn(url, "rating_keys", write.rating_key_rows)
     items = write._InsertFn(url, "line_items", write.line_item_rows)
     for prepared in (validating, attributing, totals):
         prepared.setup()
-    for bundle in (telling, archive, keys, items):
+    for bundle in (touching, telling, archive, keys, items):
         bundle.start_bundle()
     seen: dict[bytes, _State] = {}
     usage: dict[bytes, list[bytes]] = {}
@@ -142,12 +143,15 @@ def run_stages(source: str, url: str) -> dict[str, Any]:
             batches = main(validating.process(block, prices))
         with meter.stage("attribute"):
             batches = [one for batch in batches for one in main(attributing.process(batch, prices))]
+        with meter.stage("recall"):
+            for batch in batches:
+                touching.process(batch)
         with meter.stage("shard and pack"):
             pieces = [piece.value for batch in batches for piece in sharding.process(batch)]
         with meter.stage("deduplicate"):
             batches = []
-            for piece in pieces:
-                batches += main(deduplicating.process(piece, seen.setdefault(piece[0], _State())))
+            for key, piece in pieces:
+                batches += main(deduplicating.process((key, [piece]), seen.setdefault(key, _State())))
         with meter.stage("meter"):
             for batch in batches:
                 for key, packed in totals.process(batch, prices):
@@ -159,6 +163,8 @@ def run_stages(source: str, url: str) -> dict[str, Any]:
         with meter.stage("write archive"):
             for batch in batches:
                 archive.process(batch)
+    with meter.stage("recall"):
+        list(touching.finish_bundle())
     with meter.stage("write archive"):
         archive.finish_bundle()
     with meter.stage("meter"):

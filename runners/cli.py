@@ -265,14 +265,15 @@ def explain(
     as_json: AsJson = False,
 ) -> None:
     """Say why something was charged, down to the events; or where an event was billed."""
-    from meterline.runners import explain as explanation
+    from meterline.runners import explain as finding
+    from meterline.runners.explain_tree import render
 
     prices = _catalog(catalog) if catalog.exists() else None
-    found = explanation.explain(clickhouse, id, prices)
+    found = finding.explain(clickhouse, id, prices)
     if as_json:
         print_json(found.to_json())
     else:
-        out.print(explanation.render(found))
+        out.print(render(found))
 
 
 @app.command()

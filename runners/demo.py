@@ -19,7 +19,9 @@ from rich.padding import Padding
 from rich.rule import Rule
 
 from meterline.pipelines.invoice_accounts import Options
-from meterline.runners import explain, tables
+from meterline.runners import tables
+from meterline.runners.explain import explain
+from meterline.runners.explain_tree import render
 from meterline.runners.invoices import invoices_of, lines_of
 from meterline.runners.jobs import InputError, fingerprint, make_invoices, rate_files
 from meterline.schemas.catalog_files import load_catalog
@@ -142,8 +144,8 @@ def run(folder: Path, out: Console, *, fresh: bool = False) -> None:
         (line for _, line in lines if line["meter_id"]),
         key=lambda line: (line["exact_amount"], line["invoice_line_id"]),
     )
-    found = explain.explain(url, chosen["invoice_line_id"], catalog, events=2, line_items=2)
-    out.print(Padding(explain.render(found), (0, 0, 1, 0)))
+    found = explain(url, chosen["invoice_line_id"], catalog, events=2, line_items=2)
+    out.print(Padding(render(found), (0, 0, 1, 0)))
 
     if before.line_items:
         same = before == after and not invoiced.issued

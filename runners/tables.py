@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from decimal import ROUND_HALF_EVEN, Decimal
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from meterline.runners.jobs import RateReport
+from meterline.runners.explanation import visible
 from meterline.schemas.event import plain_text
 from meterline.transforms.rules.money import minor_units
+
+if TYPE_CHECKING:  # Loading the jobs loads Beam, which takes a second.
+    from meterline.runners.jobs import RateReport
 
 
 def table(title: str, *columns: str, caption: str | None = None) -> Table:
@@ -34,7 +37,7 @@ def table(title: str, *columns: str, caption: str | None = None) -> Table:
 
 def shown(text: str) -> Text:
     """Text that came from outside: no markup in it, and no control characters that a terminal would obey."""
-    return Text("".join(character if character.isprintable() else "�" for character in text))
+    return Text(visible(text))
 
 
 def number(value: Decimal | int) -> str:

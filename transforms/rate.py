@@ -90,11 +90,13 @@ class _RateFn(beam.DoFn):
             yield _reject(text, Reason.NO_PRICE, f"the catalog has no price any more for {text.decode()}")
             return
         try:
-            for item in line_items(key, aggregation, priced, usage, since=min(changed)):
-                Metrics.counter("rate", "line_items").inc()
-                yield item
+            # All or nothing: of a key that is rejected no line item is written.
+            items = list(line_items(key, aggregation, priced, usage, since=min(changed)))
         except (QuantityError, MoneyError, RateCardError) as error:
             yield _reject(text, Reason.QUANTITY_OVERFLOW, str(error))
+            return
+        Metrics.counter("rate", "line_items").inc(len(items))
+        yield from items
 
 
 def _reject(key: bytes, reason: Reason, message: str) -> beam.pvalue.TaggedOutput:

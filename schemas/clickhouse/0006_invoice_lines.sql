@@ -21,6 +21,7 @@ CREATE TABLE invoice_lines (
     exact_amount       Decimal(38, 18)        COMMENT 'unrounded: what the line items say by now, less what was posted',
     amount             Decimal(38, 18)        COMMENT 'rounded to the minor unit',
     currency           LowCardinality(String),
-    reason             LowCardinality(String) COMMENT 'usage, fee, late_usage, correction'
+    reason             LowCardinality(String) COMMENT 'usage, fee, late_usage, correction',
+    INDEX by_invoice_line_id invoice_line_id TYPE bloom_filter(0.01) GRANULARITY 1
 ) ENGINE = ReplacingMergeTree
 ORDER BY (invoice_id, line_number);

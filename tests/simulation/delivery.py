@@ -63,9 +63,10 @@ class Treatment:
         return cls(rng.choice([1, 3]), rng.random() < 0.8, rng.choice([700, 5000, 1 << 20]), rng.random() < 0.5)
 
 
-def one_file(world: World, folder: Path) -> list[Path]:
-    """All records in one file, in the order they came: where there are conflicts the first must stay the first."""
-    return [_write(folder / "records", lines(_fit_for_lines(list(world.records))))]
+def one_file(world: World, folder: Path) -> tuple[list[bytes], Path]:
+    """All records in one file, in an order of arrival: where there are conflicts the first must stay the first."""
+    records = _fit_for_lines(world.records)
+    return records, _write(folder / "records", lines(records))
 
 
 def many_files(world: World, folder: Path, rng: Random) -> tuple[list[bytes], list[Path]]:
@@ -73,21 +74,24 @@ def many_files(world: World, folder: Path, rng: Random) -> tuple[list[bytes], li
     records = world.records + rng.sample(world.records, len(world.records) // 8)
     rng.shuffle(records)
     cuts = sorted(rng.randrange(len(records)) for _ in range(rng.randint(0, 5)))
-    paths, delivered = [], []
+    paths: list[Path] = []
+    # What no array can hold goes into a last file of lines, with a record that may stand first in it.
+    unfit: list[bytes] = []
+    spare = [next(record for record in records if _may_come_first(record))]
     for number, (start, end) in enumerate(zip([0, *cuts], [*cuts, len(records)])):
         name = rng.choice(list(FORMATS))
         part = records[start:end]
         if name.startswith("array"):
-            unfit = [record for record in part if not _fits_an_array(record)]
+            unfit += [record for record in part if not _fits_an_array(record)]
             part = [record for record in part if _fits_an_array(record)]
-            if unfit:
-                delivered += unfit
-                paths.append(_write(folder / f"{number}.rest", lines(_fit_for_lines(unfit))))
+        elif not any(_may_come_first(record) for record in part):
+            unfit, part = unfit + part, []
         if part:
-            delivered += part
             content = FORMATS[name](part if name.startswith("array") else _fit_for_lines(part))
             paths.append(_write(folder / f"{number}.{name}", content))
-    assert sorted(delivered) == sorted(records)
+    if unfit:
+        paths.append(_write(folder / "rest.ndjson", lines(_fit_for_lines([*unfit, *spare]))))
+        records = [*records, *spare]
     return records, paths
 
 
@@ -99,11 +103,14 @@ def _write(path: Path, content: bytes) -> Path:
 
 def _fit_for_lines(records: list[bytes]) -> list[bytes]:
     """A file that begins with `[` is an array, and a byte order mark at its beginning belongs to the file."""
-    for record in records:
-        if not record.lstrip(b" \t\r").startswith((b"[", b"\xef\xbb\xbf")):
-            records.remove(record)
-            return [record, *records]
-    return [b"{", *records] if records else []
+    for place, record in enumerate(records):
+        if _may_come_first(record):
+            return [record, *records[:place], *records[place + 1 :]]
+    raise AssertionError(f"no record of {len(records)} can be a file's first line")
+
+
+def _may_come_first(record: bytes) -> bool:
+    return not record.lstrip(b" \t\r").startswith((b"[", b"\xef\xbb\xbf"))
 
 
 def _fits_an_array(record: bytes) -> bool:

@@ -35,8 +35,19 @@ def _in_utc(value: Any) -> Any:
     return value.replace(tzinfo=UTC) if isinstance(value, datetime) and value.tzinfo is None else value
 
 
-def compare(tables: dict[str, list[Row]], books: Books, catalog: Catalog, counters: dict[str, int]) -> None:
+def compare(
+    tables: dict[str, list[Row]],
+    books: Books,
+    catalog: Catalog,
+    counters: dict[str, int],
+    *,
+    rated_before: bool = False,
+) -> None:
     """The ledger and the books, to the last digit.
+
+    Args:
+      counters: Of the run, or the sums of several.
+      rated_before: Whether an earlier run had accepted the same events, so that all were duplicates in this one.
 
     Raises:
       Different: saying where.
@@ -45,6 +56,9 @@ def compare(tables: dict[str, list[Row]], books: Books, catalog: Catalog, counte
     for row in tables["line_items"]:
         _adds_up(row)
     keys = {row["rating_key_id"]: row for row in tables["rating_keys"]}
+    used = {key for row in tables["usage_events"] for key in row["rating_keys"]}
+    if keys.keys() != used or len(keys) != len(tables["rating_keys"]):
+        raise Different(f"{len(used)} rating keys are used, {len(tables['rating_keys'])} are stored")
     _same(
         "usage_events",
         (_archived(row, keys) for row in tables["usage_events"]),
@@ -56,7 +70,7 @@ def compare(tables: dict[str, list[Row]], books: Books, catalog: Catalog, counte
         ((row["reason"], row["stage"], row["payload"].strip()) for row in tables["rejects"]),
         ((reason, stage, payload.strip()) for reason, stage, payload in books.rejects),
     )
-    _counters(books, counters)
+    _counters(books, counters, rated_before)
 
 
 def _same(name: str, found: Any, expected: Any) -> None:
@@ -172,11 +186,11 @@ def _items_and_events(tables: dict[str, list[Row]]) -> None:
             raise Different(f"a window is no part of an hour: {row}")
 
 
-def _counters(books: Books, counters: dict[str, int]) -> None:
+def _counters(books: Books, counters: dict[str, int], rated_before: bool) -> None:
     """Every record that came is in one place, and the job's own counters say so."""
     expected: Counter[str] = Counter(f"{stage}/{reason}" for reason, stage, _ in books.rejects)
-    expected["deduplicate/accepted"] = len(books.accepted)
-    expected["deduplicate/duplicate"] = books.duplicates
+    expected["deduplicate/accepted"] = 0 if rated_before else len(books.accepted)
+    expected["deduplicate/duplicate"] = books.duplicates + (len(books.accepted) if rated_before else 0)
     counted = {name: counters.get(name, 0) for name in expected}
     if counted != dict(expected):
         raise Different(f"counters: the job counted {counted}, the books {dict(expected)}")

@@ -1,0 +1,299 @@
+"""What an explanation says: plain records, from an invoice down to events and back, and their JSON."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import Any, ClassVar
+
+from meterline.schemas.event import plain_text
+
+
+def visible(text: str) -> str:
+    """Text without what could steer a terminal: control and format characters are shown as escapes."""
+    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
+
+
+@dataclass(frozen=True)
+class _Node:
+    KIND: ClassVar[str] = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """For other programs: exact numbers are strings, instants RFC 3339, counts integers."""
+        kind = {"kind": self.KIND} if self.KIND else {}
+        return {**kind, **{field.name: _json(getattr(self, field.name)) for field in fields(self)}}
+
+
+@dataclass(frozen=True)
+class Price(_Node):
+    """How a quantity becomes an amount, in words.
+
+    `source` is `catalog`; `recorded` where the catalog is not at hand, or differs from what was charged; or `none` for
+    usage that no charge prices.
+    """
+
+    model: str
+    text: str
+    source: str
+
+
+@dataclass(frozen=True)
+class Tier(_Node):
+    """What one tier contributes. Bounds (above, up_to], `per` and `packages` are known with a catalog only."""
+
+    tier: int
+    above: Decimal | None
+    up_to: Decimal | None
+    quantity: Decimal
+    unit_price: Decimal
+    per: Decimal | None
+    packages: Decimal | None
+    flat_fee: Decimal
+    amount: Decimal
+
+
+@dataclass(frozen=True)
+class Fee(_Node):
+    """A fixed fee: `amount · covered_seconds / period_seconds`."""
+
+    amount: Decimal
+    covered_from: datetime
+    covered_to: datetime
+    covered_seconds: int
+    period_seconds: int
+    prorated: Decimal
+
+
+@dataclass(frozen=True)
+class Billing(_Node):
+    """An invoice line, in short."""
+
+    invoice_line_id: str
+    invoice_id: str
+    invoice_number: str
+    status: str
+    sequence: int
+    made_at: datetime
+    reason: str
+    quantity: Decimal
+    exact_amount: Decimal
+    amount: Decimal
+    currency: str
+
+
+@dataclass(frozen=True)
+class Standing(_Node):
+    """What the line items of a rating key and account say now, and how much of it no issued invoice has billed."""
+
+    quantity: Decimal
+    amount: Decimal
+    line_items: int
+    events: int
+    not_billed_quantity: Decimal
+    not_billed_amount: Decimal
+
+
+@dataclass(frozen=True)
+class CountedEvent(_Node):
+    """An event of a line item, with the quantity that it adds to it."""
+
+    time: datetime
+    source: str
+    id: str
+    subject: str
+    quantity: Decimal
+    counted_value: str
+    payload: str
+
+
+@dataclass(frozen=True)
+class LineItem(_Node):
+    """Rated usage of one window: the period's quantity went from `quantity_from` to `quantity_to`."""
+
+    KIND = "line_item"
+    line_item_id: str
+    tenant_id: str
+    billing_account_id: str
+    account_id: str
+    subscription_id: str
+    charge_id: str
+    meter_id: str
+    rate_card_version: str
+    rating_key_id: str
+    dimensions: dict[str, str]
+    period_start: datetime
+    period_end: datetime
+    window_start: datetime
+    window_end: datetime
+    quantity_from: Decimal
+    quantity_to: Decimal
+    unit: str
+    amount: Decimal
+    currency: str
+    price: Price
+    tiers: tuple[Tier, ...]
+    event_count: int
+    revision: int
+    events: tuple[CountedEvent, ...]
+    standing: Standing | None
+    billed_by: tuple[Billing, ...]
+
+
+@dataclass(frozen=True)
+class Rounding(_Node):
+    """A charge of all its accounts by the time of the line: rounded once, and shared by largest remainder.
+
+    `exact` and `rounded` are the charge's, `share` is the account's part of `rounded`, of which earlier lines billed
+    `billed_before`.
+    """
+
+    exact: Decimal
+    rounded: Decimal
+    accounts: int
+    exact_share: Decimal
+    share: Decimal
+    billed_before: Decimal
+
+
+@dataclass(frozen=True)
+class Line(_Node):
+    """A line of an invoice.
+
+    `came_after` is what its line items say now, less what they said when the line was made: 0 where the line items
+    still add up to what it bills. Line items are told when the line itself is asked for.
+    """
+
+    KIND = "invoice_line"
+    invoice_line_id: str
+    invoice_id: str
+    invoice_number: str
+    status: str
+    sequence: int
+    line_number: int
+    tenant_id: str
+    billing_account_id: str
+    account_id: str
+    subscription_id: str
+    charge_id: str
+    meter_id: str
+    rate_card_version: str
+    rating_key_id: str
+    dimensions: dict[str, str]
+    period_start: datetime
+    period_end: datetime
+    description: str
+    quantity: Decimal
+    unit: str
+    exact_amount: Decimal
+    amount: Decimal
+    currency: str
+    reason: str
+    price: Price
+    fee: Fee | None
+    rounding: Rounding
+    standing: Standing
+    came_after: Decimal
+    tiers: tuple[Tier, ...]
+    line_items: tuple[LineItem, ...]
+    earlier: tuple[Billing, ...]
+    later: tuple[Billing, ...]
+
+
+@dataclass(frozen=True)
+class Invoice(_Node):
+    """A draft, an issued invoice or a credit note."""
+
+    KIND = "invoice"
+    invoice_id: str
+    number: str
+    status: str
+    invoice_kind: str
+    tenant_id: str
+    billing_account_id: str
+    period: str
+    sequence: int
+    currency: str
+    total: Decimal
+    corrects: str
+    made_at: datetime
+    lines: tuple[Line, ...]
+
+
+@dataclass(frozen=True)
+class Usage(_Node):
+    """What one meter made of an event."""
+
+    meter_id: str
+    subscription_id: str
+    charge_id: str
+    rate_card_version: str
+    rating_key_id: str
+    dimensions: dict[str, str]
+    period_start: datetime
+    period_end: datetime
+    quantity: Decimal
+    unit: str
+    counted_value: str
+    line_item_id: str
+    line_item: LineItem | None
+    standing: Standing
+    billed_by: tuple[Billing, ...]
+
+
+@dataclass(frozen=True)
+class Event(_Node):
+    """An accepted event, with what it was attributed to."""
+
+    KIND = "event"
+    tenant_id: str
+    source: str
+    id: str
+    type: str
+    subject: str
+    time: datetime
+    received_time: datetime
+    account_id: str
+    billing_account_id: str
+    payload: str
+    usage: tuple[Usage, ...]
+
+
+@dataclass(frozen=True)
+class Reject(_Node):
+    """A record that could not go on. Bytes that are no UTF-8 are shown as `\\xNN`."""
+
+    KIND = "reject"
+    reject_id: str
+    stage: str
+    reason: str
+    message: str
+    origin: str
+    position: int
+    received_time: datetime
+    payload: str
+
+
+@dataclass(frozen=True)
+class Explanation(_Node):
+    """All that has the id asked for; `more` where only the first are told."""
+
+    id: str
+    more: bool
+    found: tuple[Invoice | Line | LineItem | Event | Reject, ...]
+
+
+def _json(value: Any) -> Any:
+    if isinstance(value, _Node):
+        return value.to_json()
+    if isinstance(value, Decimal):
+        return plain_text(value)
+    if isinstance(value, datetime):
+        return instant_text(value)
+    if isinstance(value, tuple):
+        return [_json(one) for one in value]
+    return value
+
+
+def instant_text(value: datetime) -> str:
+    return value.astimezone(UTC).isoformat().replace("+00:00", "Z")
