@@ -119,13 +119,12 @@ def run_stages(source: str, url: str) -> dict[str, Any]:
     validating, attributing = validate._ValidateFn(None), attribute._AttributeFn()
     sharding, deduplicating = deduplicate._ShardFn(1, "fresh"), deduplicate._DeduplicateFn()
     touching, totals = recall._TouchFn(), metering._MeterFn()
-    telling, rating = write.RatingKeysFn(), rate._RateFn()
-    archive = write._InsertFn(url, "usage_events", write.usage_event_rows)
-    keys = write._InsertFn(url, "rating_keys", write.rating_key_rows)
-    items = write._InsertFn(url, "line_items", write.line_item_rows)
+    rating = rate._RateFn()
+    archive = write._InsertFn(url, {"rating_keys": write.rating_key_rows, "usage_events": write.usage_event_rows})
+    items = write._InsertFn(url, {"line_items": write.line_item_rows})
     for prepared in (validating, attributing, totals):
         prepared.setup()
-    for bundle in (touching, telling, archive, keys, items):
+    for bundle in (touching, archive, items):
         bundle.start_bundle()
     seen: dict[bytes, _State] = {}
     usage: dict[bytes, list[bytes]] = {}
@@ -156,10 +155,6 @@ def run_stages(source: str, url: str) -> dict[str, Any]:
             for batch in batches:
                 for key, packed in totals.process(batch, prices):
                     usage.setdefault(key, []).append(packed)
-        with meter.stage("write keys"):
-            for batch in batches:
-                for key in telling.process(batch):
-                    keys.process(key)
         with meter.stage("write archive"):
             for batch in batches:
                 archive.process(batch)
@@ -172,8 +167,6 @@ def run_stages(source: str, url: str) -> dict[str, Any]:
             usage.setdefault(keyed.value[0], []).append(keyed.value[1])
     with meter.stage("rate"):
         rated = [item for keyed in usage.items() for item in main(rating.process(keyed, prices, _State()))]
-    with meter.stage("write keys"):
-        keys.finish_bundle()
     with meter.stage("write line items"):
         for item in rated:
             items.process(item)

@@ -7,10 +7,13 @@ read ─▶ validate ─▶ attribute ─▶ deduplicate ───────�
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 import apache_beam as beam
+import pyarrow as pa
 
 from meterline.schemas.catalog import Catalog
 from meterline.transforms.attribute import AttributeEvents
@@ -21,7 +24,6 @@ from meterline.transforms.read import ReadFiles
 from meterline.transforms.recall import RecallEvents
 from meterline.transforms.validate import ValidateEvents
 from meterline.transforms.write import (
-    RatingKeysFn,
     WriteRows,
     line_item_rows,
     rating_key_rows,
@@ -59,18 +61,18 @@ def build(pipeline: beam.Pipeline, options: Options) -> None:
     validated = read.blocks | "Validate" >> ValidateEvents(catalog, options.horizon)
     attributed = validated.events | "Attribute" >> AttributeEvents(catalog)
     # Behind attribute, as archived events are attributed already; before deduplicate, as they may come again.
-    archived = attributed.events | "Recall" >> RecallEvents(options.clickhouse)
-    inputs = {"fresh": attributed.events, "archived": archived}
+    recalled = attributed.events | "Recall" >> RecallEvents(options.clickhouse)
+    inputs = {"fresh": attributed.events, "archived": recalled.events, "known": recalled.identities}
     deduplicated = inputs | "Deduplicate" >> DeduplicateEvents(options.shards, options.horizon)
     usage = deduplicated.events | "Meter" >> MeterUsage(catalog)
     rated = usage | "Rate" >> RateUsage(catalog)
 
-    def write(table: str, to_arrow: object) -> WriteRows:
-        return WriteRows(options.clickhouse, table, to_arrow)  # type: ignore[arg-type]
+    def write(**to_arrow: Callable[[list[Any]], pa.Table]) -> WriteRows:
+        return WriteRows(options.clickhouse, to_arrow)
 
-    deduplicated.fresh | "WriteUsageEvents" >> write("usage_events", usage_event_rows)
-    keys = deduplicated.fresh | "RatingKeys" >> beam.ParDo(RatingKeysFn())
-    keys | "WriteRatingKeys" >> write("rating_keys", rating_key_rows)
-    rated.line_items | "WriteLineItems" >> write("line_items", line_item_rows)
+    # The keys first: an archived event must never name one that is not stored.
+    archive = write(rating_keys=rating_key_rows, usage_events=usage_event_rows)
+    deduplicated.fresh | "WriteUsageEvents" >> archive
+    rated.line_items | "WriteLineItems" >> write(line_items=line_item_rows)
     rejects = (read.rejects, validated.rejects, attributed.rejects, deduplicated.rejects, rated.rejects)
-    rejects | "Rejects" >> beam.Flatten() | "WriteRejects" >> write("rejects", reject_rows)
+    rejects | "Rejects" >> beam.Flatten() | "WriteRejects" >> write(rejects=reject_rows)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
@@ -180,3 +181,154 @@ near_numbers = st.one_of(
     ),
     st.sampled_from(["NaN", "Infinity", "0x1", "1_0", "1 ", " 1", "", "１", "x", "1e100", "1e99", "1" * 4001, "true"]),
 )
+
+# --- Records, as bytes: good events, nearly good ones, and bytes that were damaged ----------------------
+
+
+def json_strings(text: Strategy[str]) -> Strategy[str]:
+    """JSON text of strings, escaped in any of the ways."""
+
+    def escaped(pair: tuple[str, int]) -> str:
+        value, style = pair
+        if style < 2:
+            return json.dumps(value, ensure_ascii=bool(style)) if not _has_surrogate(value) else json.dumps(value)
+        units = value.encode("utf-16-be", "surrogatepass")
+        return '"' + "".join(f"\\u{units[at : at + 2].hex()}" for at in range(0, len(units), 2)) + '"'
+
+    return st.tuples(text, st.sampled_from([0, 0, 0, 1, 2])).map(escaped)
+
+
+def _has_surrogate(value: str) -> bool:
+    return any(0xD800 <= ord(character) <= 0xDFFF for character in value)
+
+
+odd_texts = st.one_of(
+    st.text(max_size=6),
+    st.sampled_from(
+        ["\x00", "a\nb", "\x1f", "\x7f", "\x9f", "\ufdd0", "\uffff", "\U0010fffe", "\ud800", "\udfff\ud800"]
+    ),
+    st.sampled_from(
+        ['"', "\\", "\\n", "\\\\u0000", "/", "🦜", "é", "e\u0301", " ", "", "x" * 257, "x" * 1025, "🦜" * 513]
+    ),
+    st.sampled_from(["null", "1", "1.0", "true", "{}", "a\x00b", "\u2028"]),
+)
+good_texts = st.sampled_from(
+    ["eu", "us-east", "ü", "1", "1.5", "größe", "x", "y", "🦜", "a b", 'quo"te', "back\\slash"]
+)
+odd_json = st.sampled_from(
+    [
+        *(
+            "null",
+            "true",
+            "false",
+            "[]",
+            "{}",
+            "[1]",
+            '{"a":1}',
+            '""',
+            '"NaN"',
+            '"1e400"',
+            "1e400",
+            "-5",
+            '"-5"',
+            "0.1",
+        ),
+        *('"0.1"', "-0", "0e999999999999", "1e20", "1e-13", "99999999999999999999.999999999999", "1e99", "1e100"),
+        *("1e-100", "1e-101", "01", "+1", ".5", "1.", "NaN", "Infinity", "nul", "tru", "'x'", "[1,]", '{"a":1,}'),
+        *("[" * 70 + "]" * 70, '"\t"', '"\\ud800"', '"\\x"', '"\\u12g4"', '"\\ud83e\\udd9c"', '"\x01"', '"\x7f"', '"'),
+        *("1" * 4001, '"' + "1" * 4001 + '"', "2147483648", "-2147483648", "1e2", "1.50", "100", '"1.50"', '"1e2"'),
+        *('{"tokens":5}', '{"tokens":null}', "5 "),
+    ]
+)
+json_quantities = st.one_of(
+    st.integers(0, 10**6).map(str),
+    decimals(1000, 12).map(lambda value: format(value, "f")),
+    near_numbers,
+    json_strings(near_numbers),
+    odd_json,
+)
+json_texts = st.one_of(
+    json_strings(good_texts), json_strings(good_texts), json_strings(odd_texts), near_numbers, odd_json
+)
+
+
+def _usually(good: Strategy[str], odd: Strategy[str]) -> Strategy[str]:
+    return st.integers(0, 11).flatmap(lambda chance: odd if chance == 0 else good)
+
+
+_whitespace = st.sampled_from(["", "", "", "", " ", "\t", "\r", "\n", " \r\n", "\x0c", "\u00a0"])
+_members = {
+    "specversion": _usually(st.just('"1.0"'), json_texts),
+    "id": _usually(json_strings(st.text("abcü-0123", min_size=1, max_size=8)), json_texts),
+    "source": _usually(json_strings(st.sampled_from(["/s", "urn:x", "//h/ü", "a b"])), json_strings(near_uris)),
+    "type": _usually(st.sampled_from(['"api"', '"llm"', '"call"', '"\\u0061pi"']), json_texts),
+    "time": _usually(
+        json_strings(
+            st.sampled_from(["2026-10-01T12:30:00Z", "2026-10-01t12:30:00.123456789+02:00", "2026-09-30T23:59:59z"])
+        ),
+        json_strings(near_times),
+    ),
+    "subject": _usually(json_strings(st.sampled_from(["acme", "user:1", "größe"])), json_texts),
+}
+_options = {
+    "tenantid": st.one_of(st.sampled_from(['"acme"', '""', "null", '"default"']), json_texts),
+    "datacontenttype": st.one_of(st.sampled_from(['"application/json"', '"Text/JSON; x"', "null"]), json_texts),
+    "dataschema": st.one_of(st.sampled_from(['"urn:x"', "null"]), json_strings(near_uris), json_texts),
+    "traceparent": st.one_of(st.sampled_from(['"00-ab"', '""', "null", "true", "7"]), json_texts),
+    "data_base64": st.sampled_from(["null", '""', '"e30="']),
+    "Upper": st.sampled_from(["null", "1"]),
+    "größe": json_texts,
+    "": json_texts,
+}
+# The properties that `scan_shape` reads, and some that it does not.
+_properties = {
+    "amount": json_quantities,
+    "usage": st.one_of(
+        json_quantities.map('{{"tokens":{}}}'.format), json_quantities.map('{{ "tokens" :{} ,"x":0}}'.format), odd_json
+    ),
+    "user": json_texts,
+    "region": json_texts,
+    "labels": st.one_of(json_texts.map('{{"model":{}}}'.format), odd_json),
+    "extra": st.one_of(json_texts, odd_json),
+}  # fmt: skip
+
+
+@st.composite
+def _object(draw: st.DrawFn, members: list[tuple[str, str]]) -> str:
+    space = draw(_whitespace)
+    keys = [(json.dumps(name, ensure_ascii=False), value) for name, value in members]
+    if draw(st.integers(0, 15)) == 0 and keys:
+        name, _ = draw(st.sampled_from(keys))  # of a key that stands twice the last counts
+        keys.insert(draw(st.integers(0, len(keys))), (name, draw(odd_json)))
+    if draw(st.integers(0, 7)) == 0:
+        keys = draw(st.permutations(keys))
+    return "{" + space + ",".join(f"{name}{space}:{space}{value}" for name, value in keys) + space + "}"
+
+
+@st.composite
+def event_texts(draw: st.DrawFn) -> bytes:
+    members = [(name, draw(value)) for name, value in _members.items() if draw(st.integers(0, 30))]
+    members += [(name, draw(value)) for name, value in _options.items() if not draw(st.integers(0, 8))]
+    properties = [(name, draw(value)) for name, value in _properties.items() if draw(st.integers(0, 12))]
+    data = draw(_usually(_object(properties), odd_json))
+    text = draw(_object([*members, ("data", data)]))
+    before, after = draw(
+        st.sampled_from([("", "")] * 6 + [("\ufeff", ""), (" ", " "), ("\n", "\r"), ("", "}"), ("", "\x00")])
+    )
+    return (before + text + after).encode("utf-8", "surrogatepass")
+
+
+@st.composite
+def damaged(draw: st.DrawFn, records: Strategy[bytes]) -> bytes:
+    """Records with some of their bytes changed, left out or put in."""
+    record = draw(records)
+    for _ in range(draw(st.integers(1, 3))):
+        at = draw(st.integers(0, len(record)))
+        put_in = draw(
+            st.one_of(st.binary(max_size=2), st.sampled_from([b'"', b"\\", b"\\u0000", b"{", b"}", b",", b"\xff"]))
+        )
+        record = record[:at] + put_in + record[at + draw(st.integers(0, 3)) :]
+    return record
+
+
+event_records = st.one_of(event_texts(), event_texts(), damaged(event_texts()))

@@ -7,8 +7,9 @@ The key is a shard of the identity's hash, the window a UTC day of event time, t
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import apache_beam as beam
@@ -22,7 +23,7 @@ from apache_beam.typehints.decorators import no_annotations
 from apache_beam.utils.timestamp import Duration, Timestamp
 
 from meterline.schemas.event import Reason
-from meterline.schemas.records import Reject
+from meterline.schemas.records import RatingKey, Reject
 
 DAY_SECONDS = 86_400
 # Lateness that the runner allows beyond the horizon, so that it never drops what `validate` accepted.
@@ -52,7 +53,7 @@ class DeduplicateEvents(beam.PTransform):
 
     @no_annotations
     def expand(self, inputs: dict[str, beam.PCollection[pa.RecordBatch]]) -> Deduplicated:
-        """`inputs` has `fresh` events and, where archived ones join, `archived` ones."""
+        """`inputs` has `fresh` events and, where the archive joins, `archived` events and `known` identities."""
         lateness = Duration(seconds=int(((self.horizon or timedelta(0)) + SLACK).total_seconds()))
         pieces = [
             events | f"Shard_{name}" >> beam.ParDo(_ShardFn(self.shards, name)).with_output_types(tuple[bytes, bytes])
@@ -79,15 +80,16 @@ class DeduplicateEvents(beam.PTransform):
         )
 
 
-_FRESH, _ARCHIVED = b"\x01", b"\x00"
+# What a piece holds, in the order in which the pieces of a key are looked at: archived events, identities of archived
+# events that are not wanted themselves, and fresh events.
+_MARKS = {"archived": b"\x00", "known": b"\x01", "fresh": b"\x02"}
 
 
 class _ShardFn(beam.DoFn):
-    """Cut batches by day and shard; what crosses the shuffle is a byte that says whether the events are fresh, and
-    compressed Arrow."""
+    """Cut batches by day and shard; what crosses the shuffle is a mark and compressed Arrow."""
 
     def __init__(self, shards: int, name: str) -> None:
-        self._shards, self._mark = shards, _FRESH if name == "fresh" else _ARCHIVED
+        self._shards, self._mark = shards, _MARKS[name]
 
     def process(self, events: pa.RecordBatch) -> Iterator[Any]:
         days = np.asarray(events["time"].cast(pa.int64())) // (DAY_SECONDS * 1_000_000)
@@ -187,30 +189,73 @@ class _DeduplicateFn(beam.DoFn):
     ) -> Iterator[Any]:
         seen = Seen(state.read())
         before = len(seen)
+        archived = _Archived()
         for piece in sorted(keyed[1], key=lambda piece: piece[:1]):
             events = from_bytes(memoryview(piece)[1:])
-            is_fresh = piece[:1] == _FRESH
+            is_fresh = piece[:1] == _MARKS["fresh"]
             is_new, first_content = seen.add(events["identity"])
             if is_fresh:
-                yield from _told(events, is_new, first_content)
-            if is_new.any():
+                yield from _told(events, is_new, first_content, archived)
+            if is_new.any() and piece[:1] != _MARKS["known"]:
                 kept = events if is_new.all() else events.filter(pa.array(is_new))
                 yield kept
                 if is_fresh:
                     yield beam.pvalue.TaggedOutput("fresh", kept)
+                else:
+                    archived.batches.append(kept)
         if len(seen) > before:
             state.write(bytes(seen))
 
 
-def _told(events: pa.RecordBatch, is_new: np.ndarray, first_content: np.ndarray) -> Iterator[beam.pvalue.TaggedOutput]:
+def _told(
+    events: pa.RecordBatch, is_new: np.ndarray, first_content: np.ndarray, archived: _Archived
+) -> Iterator[beam.pvalue.TaggedOutput]:
     """Count fresh events by what became of them, and reject the conflicts."""
     content = identity_columns(events["identity"])[2]
-    conflicts = ~is_new & (content != first_content)
+    doubtful = np.flatnonzero(~is_new & (content != first_content))
+    conflicts = [row for row in doubtful.tolist() if not archived.has_same(events, row)]
     Metrics.counter("deduplicate", "accepted").inc(int(is_new.sum()))
-    Metrics.counter("deduplicate", "duplicate").inc(int((~is_new & ~conflicts).sum()))
-    for row in np.flatnonzero(conflicts).tolist():
+    Metrics.counter("deduplicate", "duplicate").inc(int((~is_new).sum()) - len(conflicts))
+    for row in conflicts:
         Metrics.counter("deduplicate", Reason.CONFLICT).inc()
         yield beam.pvalue.TaggedOutput("rejects", _conflict(events, row, first_content[row], content[row]))
+
+
+@dataclass
+class _Archived:
+    """The archived events of a key."""
+
+    batches: list[pa.RecordBatch] = field(default_factory=list)
+
+    @cached_property
+    def _places(self) -> dict[bytes, tuple[int, int]]:
+        return {
+            identity[:12]: (number, row)
+            for number, batch in enumerate(self.batches)
+            for row, identity in enumerate(batch["identity"].to_pylist())
+        }
+
+    def has_same(self, events: pa.RecordBatch, row: int) -> bool:
+        """Whether an event equals the archived one of its identity in all that both were metered for.
+
+        The hash of the content covers the meters of the catalog, so it changes when a meter is added; a copy of an
+        older event is a duplicate all the same.
+        """
+        found = self._places.get(events["identity"][row].as_py()[:12])
+        if found is None:
+            return False
+        batch, place = self.batches[found[0]], found[1]
+        if any(events[part][row].as_py() != batch[part][place].as_py() for part in ("time", "type", "subject")):
+            return False
+        mine, first = _metered(events, row), _metered(batch, place)
+        return mine.keys() != first.keys() and all(mine[meter] == first[meter] for meter in mine.keys() & first.keys())
+
+
+def _metered(events: pa.RecordBatch, row: int) -> dict[str, tuple[Any, ...]]:
+    """By meter: the dimensions, quantity and counted value of an event."""
+    keys = (RatingKey.parse(text) for text in events["rating_keys"][row].as_py())
+    values = zip(events["quantities"][row].as_py(), events["counted_values"][row].as_py())
+    return {key.meter_id: (key.dimensions, *value) for key, value in zip(keys, values)}
 
 
 def _conflict(events: pa.RecordBatch, row: int, first: int, came: int) -> Reject:

@@ -24,6 +24,8 @@ from meterline.transforms.rules.attribution import directory
 UsageByCell = dict[Cell, Usage]
 # Usage held in a worker before it is passed on; the end of a bundle passes on the rest.
 _MAX_CELLS = 200_000
+# Quantities that are added up at once; an event has one for each meter it feeds.
+_MAX_SLOTS = 500_000
 
 
 @dataclass
@@ -63,6 +65,11 @@ class Totals:
     def add(self, events: pa.RecordBatch, aggregations: dict[str, Aggregation]) -> None:
         lists = events["rating_keys"]
         starts = np.asarray(lists.offsets)
+        if starts[-1] - starts[0] > _MAX_SLOTS and len(lists) > 1:
+            half = len(lists) // 2
+            self.add(events.slice(0, half), aggregations)
+            self.add(events.slice(half), aggregations)
+            return
         row = np.repeat(np.arange(len(lists)), np.diff(starts))
         keys, key = code_column(lists.flatten())
         accounts, account_of_row = code_column(events["account_id"])
@@ -122,8 +129,8 @@ class _Slots:
                 return self._extremes(aggregation)
 
     def _sums(self) -> list[int]:
-        """Exact sums: quantities lie below 10^32, so those of a batch stay below the 10^38 that Arrow's type holds."""
-        assert len(self.cell) < 1_000_000, len(self.cell)
+        """Exact sums: of 10^-12 units a quantity has less than 10^32, so `_MAX_SLOTS` of them fit the 10^38 of Arrow's
+        type (which wraps beyond them without a word)."""
         table = pa.table({"cell": self.cell, "quantity": self.events["quantities"].flatten()})
         # In the order in which the cells come first, which is that of their numbers.
         sums = table.group_by("cell", use_threads=False).aggregate([("quantity", "sum")])["quantity_sum"]

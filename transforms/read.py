@@ -18,6 +18,7 @@ import apache_beam as beam
 import msgspec
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import zstandard
 from apache_beam.io.filesystem import CompressionTypes
@@ -290,7 +291,7 @@ def _parquet(file: IO[bytes]) -> Iterator[tuple[list[bytes], list[int]]]:
         table = pq.ParquetFile(file)
         _refuse_floats(table.schema_arrow)
         for batch in table.iter_batches(_ROWS):
-            rows = batch.cast(pa.schema([_whole_micros(item) for item in batch.schema])).to_pylist()
+            rows = _whole_micros(batch).to_pylist()
             yield [_record(row) for row in rows], list(range(position, position + len(rows)))
             position += len(rows)
     except (pa.ArrowException, OSError, ValueError) as error:
@@ -312,8 +313,17 @@ def _refuse_floats(schema: pa.Schema) -> None:
         )
 
 
-def _whole_micros(item: pa.Field) -> pa.Field:
-    return item.with_type(pa.timestamp("us", item.type.tz or "UTC")) if pa.types.is_timestamp(item.type) else item
+def _whole_micros(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """Timestamps in microseconds, cut off towards the past; without a zone they are UTC."""
+    for place, item in enumerate(batch.schema):
+        if pa.types.is_timestamp(item.type):
+            whole = (
+                pc.floor_temporal(batch.column(place), 1, "microsecond")
+                if item.type.unit == "ns"
+                else batch.column(place)
+            )
+            batch = batch.set_column(place, item.name, whole.cast(pa.timestamp("us", item.type.tz or "UTC")))
+    return batch
 
 
 def _record(row: dict[str, Any]) -> bytes:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import apache_beam as beam
 import msgspec
@@ -32,9 +32,17 @@ class Span(NamedTuple):
     end: int
 
 
+class Recalled(NamedTuple):
+    """`events` are archived events; `identities` are just that, with the time, of all archived events of a day."""
+
+    events: beam.PCollection[pa.RecordBatch]
+    identities: beam.PCollection[pa.RecordBatch]
+
+
 @dataclass
 class RecallEvents(beam.PTransform):
-    """Read the archive of the billing periods that attributed events touch, as attributed events.
+    """Read the archive of the billing periods that attributed events touch, as attributed events; and the identities of
+    the days they lie in, whoever paid: a subject may have moved to another account since its event was archived.
 
     Args:
       url: Of the database.
@@ -43,21 +51,23 @@ class RecallEvents(beam.PTransform):
     url: str
 
     @no_annotations
-    def expand(self, events: beam.PCollection[pa.RecordBatch]) -> beam.PCollection[pa.RecordBatch]:
-        return (
+    def expand(self, events: beam.PCollection[pa.RecordBatch]) -> Recalled:
+        recalled = (
             events
             | "Touch" >> beam.ParDo(_TouchFn()).with_output_types(tuple[str, bytes])
             | "Together" >> beam.GroupByKey()
-            | "Recall" >> beam.ParDo(_RecallFn(self.url))
+            | "Recall" >> beam.ParDo(_RecallFn(self.url)).with_outputs("identities", main="events")
         )
+        return Recalled(recalled["events"], recalled["identities"])
 
 
 class _TouchFn(beam.DoFn):
-    """The spans that a bundle touches, each once."""
+    """The spans, and the days, that a bundle touches, each once."""
 
     def start_bundle(self) -> None:
         self._keys: set[str] = set()
         self._spans: set[Span] = set()
+        self._days: set[tuple[str, int]] = set()
 
     def process(self, events: pa.RecordBatch) -> None:
         keys, codes = code_column(events["rating_keys"].flatten())
@@ -66,10 +76,14 @@ class _TouchFn(beam.DoFn):
             key = RatingKey.parse(text)
             start, end = int(key.period_start.timestamp()), int(key.period_end.timestamp())
             self._spans.add(Span(key.tenant_id, key.billing_account_id, start, end))
+        tenants, tenant = code_column(events["tenant_id"])
+        days = np.asarray(events["time"].cast(pa.int64())) // (86_400 * 1_000_000)
+        for pair in np.unique(tenant * 100_000 + days).tolist():
+            self._days.add((tenants[pair // 100_000], pair % 100_000))
 
     def finish_bundle(self) -> Iterator[beam.utils.windowed_value.WindowedValue]:
         if self._spans:
-            packed = msgspec.msgpack.encode(sorted(self._spans))
+            packed = msgspec.msgpack.encode((sorted(self._spans), sorted(self._days)))
             window = beam.window.GlobalWindow()
             yield beam.utils.windowed_value.WindowedValue(("touched", packed), window.start, (window,))
 
@@ -99,20 +113,36 @@ WHERE tenant_id = {tenant:String} AND billing_account_id IN {accounts:Array(Stri
 """
 
 
+_IDENTITIES = """
+SELECT identity, time FROM usage_events
+WHERE tenant_id = {tenant:String} AND toYYYYMMDD(time) IN {days:Array(UInt32)}
+"""
+
+
 class _RecallFn(beam.DoFn):
     def __init__(self, url: str) -> None:
         self._url = url
 
-    def process(self, touched: tuple[str, Iterable[bytes]]) -> Iterator[pa.RecordBatch]:
-        spans = {Span(*span) for packed in touched[1] for span in msgspec.msgpack.decode(packed)}
+    def process(self, touched: tuple[str, Iterable[bytes]]) -> Iterator[Any]:
+        spans: set[Span] = set()
+        days: dict[str, set[int]] = {}
+        for packed in touched[1]:
+            some, others = msgspec.msgpack.decode(packed)
+            spans |= {Span(*span) for span in some}
+            for tenant, day in others:
+                days.setdefault(tenant, set()).add(day)
         alike: dict[tuple[str, int, int], list[str]] = {}
         for span in joined(spans):
             alike.setdefault((span.tenant_id, span.start, span.end), []).append(span.billing_account_id)
         for (tenant, start, end), accounts in alike.items():
-            parameters = {"tenant": tenant, "accounts": accounts, "start": start, "end": end}
-            for batch in recalled(self._url, parameters):
+            for batch in recalled(self._url, {"tenant": tenant, "accounts": accounts, "start": start, "end": end}):
                 Metrics.counter("recall", "events").inc(batch.num_rows)
                 yield batch
+        for tenant, some_days in days.items():
+            numbers = [int(str(np.datetime64(day, "D")).replace("-", "")) for day in sorted(some_days)]
+            rows = clickhouse.query(self._url, _IDENTITIES, {"tenant": tenant, "days": numbers})
+            for batch in rows.to_batches():
+                yield beam.pvalue.TaggedOutput("identities", batch)
 
 
 def recalled(url: str, parameters: dict[str, object]) -> Iterator[pa.RecordBatch]:

@@ -28,26 +28,24 @@ _TEXT_MAP = pa.map_(pa.string(), pa.string())
 
 @dataclass
 class WriteRows(beam.PTransform):
-    """Store elements in a table, many at a time.
+    """Store elements, many at a time.
 
     Args:
       url: Of the database.
-      table: Its name.
-      to_arrow: From the elements of a batch to the table's rows.
+      to_arrow: By the name of a table, from the elements of a batch to its rows; tables are written in this order.
     """
 
     url: str
-    table: str
-    to_arrow: Callable[[list[Any]], pa.Table]
+    to_arrow: dict[str, Callable[[list[Any]], pa.Table]]
 
     @no_annotations
     def expand(self, rows: beam.PCollection[Any]) -> beam.PCollection[None]:
-        return rows | "Insert" >> beam.ParDo(_InsertFn(self.url, self.table, self.to_arrow))
+        return rows | "Insert" >> beam.ParDo(_InsertFn(self.url, self.to_arrow))
 
 
 class _InsertFn(beam.DoFn):
-    def __init__(self, url: str, table: str, to_arrow: Callable[[list[Any]], pa.Table]) -> None:
-        self._url, self._table, self._to_arrow = url, table, to_arrow
+    def __init__(self, url: str, to_arrow: dict[str, Callable[[list[Any]], pa.Table]]) -> None:
+        self._url, self._to_arrow = url, to_arrow
 
     def start_bundle(self) -> None:
         self._held: list[Any] = []
@@ -66,7 +64,8 @@ class _InsertFn(beam.DoFn):
 
     def _flush(self) -> None:
         if self._held:
-            clickhouse.insert(self._url, self._table, self._to_arrow(self._held))
+            for table, to_arrow in self._to_arrow.items():
+                clickhouse.insert(self._url, table, to_arrow(self._held))
         self.start_bundle()
 
 
@@ -114,12 +113,18 @@ def key_columns(keys: Iterable[RatingKey]) -> dict[str, Any]:
     }
 
 
-def rating_key_rows(texts: list[str]) -> pa.Table:
+def rating_key_rows(batches: list[pa.RecordBatch]) -> pa.Table:
+    """The different rating keys of attributed events."""
+    texts: set[str] = set()
+    for batch in batches:
+        keys, codes = code_column(batch["rating_keys"].flatten())
+        texts |= {keys[code] for code in np.unique(codes).tolist()}
+    ordered = sorted(texts)
     return pa.table(
         {
-            "rating_key_id": pa.array(map(rating_key_id, texts), pa.uint64()),
-            "rating_key": texts,
-            **key_columns(map(RatingKey.parse, texts)),
+            "rating_key_id": pa.array(map(rating_key_id, ordered), pa.uint64()),
+            "rating_key": ordered,
+            **key_columns(map(RatingKey.parse, ordered)),
         }
     )
 
@@ -167,17 +172,3 @@ def reject_rows(rejects: list[Reject]) -> pa.Table:
             "received_time": pa.array([reject.received_time for reject in rejects], pa.int64()).cast(MICROSECONDS),
         }
     )
-
-
-class RatingKeysFn(beam.DoFn):
-    """The rating keys of events, each once in a bundle."""
-
-    def start_bundle(self) -> None:
-        self._told: set[str] = set()
-
-    def process(self, events: pa.RecordBatch) -> Iterable[str]:
-        keys, codes = code_column(events["rating_keys"].flatten())
-        # Only those in use: a filtered batch keeps the words of the rows that went.
-        new = {keys[code] for code in np.unique(codes).tolist()} - self._told
-        self._told |= new
-        return sorted(new)

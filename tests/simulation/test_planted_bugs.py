@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from decimal import Decimal
+from datetime import timedelta
+from decimal import Context, Decimal
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -52,7 +53,7 @@ def tier_bound_off_by_one(patch: pytest.MonkeyPatch) -> None:
 
 def rounded_to_12_places(patch: pytest.MonkeyPatch) -> None:
     def coarse(numerator: Decimal | int, denominator: Decimal | int = 1) -> Decimal:
-        return money.round_amount(numerator, denominator).quantize(Decimal("1E-12"))
+        return money.round_amount(numerator, denominator).quantize(Decimal("1E-12"), context=Context(prec=60))
 
     patch.setattr(pricing, "round_amount", coarse)
 
@@ -124,12 +125,12 @@ def period_in_utc(patch: pytest.MonkeyPatch) -> None:
 
 
 def subscription_end_inclusive(patch: pytest.MonkeyPatch) -> None:
-    """An event in a subscription's last second plus one is still priced by it."""
+    """An event in the second after a subscription, a version or a period is still priced by it."""
     segment_at = attribution.Directory.segment_at
 
     def late(self: Any, account: str, meter_id: str, instant: Any) -> Any:
         segment = segment_at(self, account, meter_id, instant)
-        return segment._replace(end=segment.end.replace(microsecond=0) + (segment.end - segment.end.replace(second=0)))
+        return segment._replace(end=segment.end + timedelta(seconds=1))
 
     patch.setattr(attribution.Directory, "segment_at", late)
 

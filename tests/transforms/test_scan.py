@@ -1,0 +1,215 @@
+"""The vectorised reading of records gives what the slow path gives, for whatever bytes come."""
+
+from __future__ import annotations
+
+import os
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from pathlib import Path
+from random import Random
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from meterline.schemas.catalog_files import load_catalog
+from meterline.schemas.event import Reason
+from meterline.transforms.scan import EventShape, Scanned, Scanner
+from tests import strategies
+from tests.simulation.delivery import microseconds
+from tests.simulation.generator import generate, write_catalog
+
+LINES = int(os.environ.get("METERLINE_FUZZ_LINES", "20000"))
+SEED = int(os.environ.get("METERLINE_FUZZ_SEED", "1"))
+
+SHAPE = EventShape(
+    quantities={"api": frozenset({"amount", "usage.tokens"}), "llm": frozenset({"amount"}), "call": frozenset()},
+    distincts={"api": frozenset({"user"}), "llm": frozenset({"amount"}), "call": frozenset()},
+    dimensions={"api": frozenset({"region", "labels.model"}), "llm": frozenset({"region"}), "call": frozenset()},
+)
+RECEIVED = microseconds(datetime(2026, 10, 2, tzinfo=UTC))
+HORIZON = timedelta(days=35)
+
+GOOD = (
+    b'{"specversion":"1.0","id":"1","source":"/s","type":"api","time":"2026-10-01T12:30:00Z","subject":"acme",'
+    b'"data":{"amount":1.5,"usage":{"tokens":"7"},"user":"u","region":"eu","labels":{"model":null}}}'
+)
+
+
+def assert_alike(fast: Scanned, slow: Scanned) -> None:
+    """Same rows to the last digit, same places, same reasons; messages may differ."""
+    assert fast.places.tolist() == slow.places.tolist()
+    assert [(place, reason) for place, reason, _ in fast.rejected] == [(p, reason) for p, reason, _ in slow.rejected]
+    assert fast.events.schema == slow.events.schema
+    for name in fast.events.schema.names:
+        assert fast.events[name].to_pylist() == slow.events[name].to_pylist(), name
+    fast.events.validate(full=True)
+
+
+def both(records: list[bytes], shape: EventShape = SHAPE, received: int = RECEIVED) -> Scanned:
+    fast = Scanner(shape, HORIZON)
+    slow = Scanner(shape, HORIZON, vectorised=False)
+    answer = slow.scan(records, received)
+    assert_alike(fast.scan(records, received), answer)
+    # Once more: the fast path now knows the extensions that it met.
+    assert_alike(fast.scan(records, received), answer)
+    return answer
+
+
+@settings(max_examples=400, suppress_health_check=[HealthCheck.too_slow])
+@given(st.lists(strategies.event_records, max_size=6))
+def test_any_records(records: list[bytes]) -> None:
+    both([GOOD, *records, GOOD])
+
+
+@given(st.lists(strategies.near_times, min_size=1, max_size=8))
+def test_any_times(times: list[str]) -> None:
+    both([GOOD.replace(b"2026-10-01T12:30:00Z", time.encode()) for time in times])
+
+
+@given(st.lists(strategies.json_quantities, min_size=1, max_size=8))
+def test_any_quantities(quantities: list[str]) -> None:
+    both([GOOD.replace(b"1.5", text.encode("utf-8", "surrogatepass")) for text in quantities])
+
+
+@given(
+    st.lists(strategies.json_texts, min_size=1, max_size=8), st.sampled_from(["user", "region", "id", "subject", "ext"])
+)
+def test_any_texts(texts: list[str], name: str) -> None:
+    records = []
+    for text in texts:
+        said = f'"{name}":{text}'.encode("utf-8", "surrogatepass")
+        place = b'"data":{' if name in ("user", "region") else b"{"
+        without = GOOD.replace(b'"id":"1",', b"") if name == "id" else GOOD.replace(b'"subject":"acme",', b"")
+        good = without if name in ("id", "subject") else GOOD.replace(b'"user":"u","region":"eu",', b"")
+        records.append(good.replace(place, place + said + b",", 1))
+    both(records)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "reason"),
+    [
+        pytest.param(b'"id":"1"', b'"id":"a\\u0000"', Reason.BAD_ATTRIBUTE, id="an escaped control character"),
+        pytest.param(b'"id":"1"', b'"id":"a\\nb"', Reason.BAD_ATTRIBUTE, id="a short escape of one"),
+        pytest.param(
+            b'"id":"1"', b'"id":"1","ext":"\\uffff"', Reason.BAD_ATTRIBUTE, id="a noncharacter in an extension"
+        ),
+        pytest.param(b'"id":"1"', b'"id":"1","tenantid":"\\u007f"', Reason.BAD_ATTRIBUTE, id="a control in the tenant"),
+        pytest.param(b'"id":"1"', b'"id":"1","data_base64":""', Reason.BAD_ATTRIBUTE, id="data in base64"),
+        pytest.param(b'"eu"', b'"e\\nu"', None, id="a dimension may hold a line feed"),
+        pytest.param(b'"eu"', b'"eu","note":"\\ud800"', None, id="a property that nobody reads may hold a surrogate"),
+        pytest.param(b'"eu"', b'"eu","note":"\xff"', Reason.MALFORMED, id="no UTF-8, where nobody reads"),
+        pytest.param(b'"eu"', b'"\\udc00"', Reason.BAD_DIMENSION, id="a dimension with a surrogate"),
+        pytest.param(b"1.5", b"1e400", Reason.BAD_QUANTITY, id="a number beyond any quantity"),
+        pytest.param(b"1.5", b"01.5", Reason.MALFORMED, id="a number that is no JSON"),
+        pytest.param(b"1.5", b'"01.5"', Reason.BAD_QUANTITY, id="a string that is no JSON number"),
+        pytest.param(b"12:30:00Z", b"12:30:60Z", Reason.BAD_TIME, id="a leap second"),
+        pytest.param(b"2026-10-01", b"2026-10-03", Reason.IN_FUTURE, id="the day after tomorrow"),
+        pytest.param(b"2026-10-01", b"2026-01-01", Reason.TOO_OLD, id="beyond the horizon"),
+        pytest.param(b'"api"', b'"API"', Reason.UNKNOWN_TYPE, id="a type that nobody counts"),
+        pytest.param(b'{"specversion"', b'{"data":5,"specversion"', None, id="the last of two keys counts"),
+        pytest.param(b'"1.0"', b' \r\n\t"1.0"', None, id="white space"),
+    ],
+)
+def test_one_record(old: bytes, new: bytes, reason: Reason | None) -> None:
+    assert old in GOOD
+    scanned = both([GOOD, GOOD.replace(old, new), GOOD])
+    assert [(place, why) for place, why, _ in scanned.rejected] == ([(1, reason)] if reason else [])
+
+
+def test_values_are_exact() -> None:
+    digits = "99999999999999999999.999999999999"
+    scanned = both([GOOD.replace(b"1.5", digits.encode()), GOOD.replace(b"1.5", b"0.000000000001")])
+    assert scanned.events["q:amount"].to_pylist() == [Decimal(digits), Decimal("0.000000000001")]
+
+
+def test_no_records() -> None:
+    assert both([]).events.num_rows == 0
+    assert both([b"", b" "]).events.num_rows == 0
+
+
+def test_each_record_is_judged_by_when_it_was_received() -> None:
+    received = np.asarray([RECEIVED, RECEIVED - 2 * 86_400_000_000, RECEIVED + 50 * 86_400_000_000])
+    for vectorised in (True, False):
+        scanned = Scanner(SHAPE, HORIZON, vectorised).scan([GOOD] * 3, received)
+        assert [(place, reason) for place, reason, _ in scanned.rejected] == [(1, "in_future"), (2, "too_old")]
+        assert scanned.events["received_time"].cast("int64").to_pylist() == [RECEIVED]
+
+
+def test_a_path_inside_anothers_value_takes_the_slow_path() -> None:
+    shape = EventShape({"api": frozenset({"usage.tokens"})}, {"api": frozenset()}, {"api": frozenset({"usage"})})
+    scanned = both([GOOD, GOOD.replace(b'{"tokens":"7"}', b'"x"')], shape)
+    assert [reason for _, reason, _ in scanned.rejected] == [Reason.BAD_DIMENSION, Reason.BAD_QUANTITY]
+
+
+def test_good_records_take_the_fast_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the two paths would be equal and slow."""
+    spellings = [GOOD, GOOD + b"\r", GOOD.replace(b'"eu"', '"größe"'.encode()), GOOD.replace(b'"eu"', b'"a\\nb"')]
+    spellings.append(GOOD.replace(b'"id"', b'"tenantid":"acme","id"').replace(b"1.5", b'"1.50"'))
+    monkeypatch.setattr(Scanner, "read", None)
+    assert Scanner(SHAPE, HORIZON).scan(spellings, RECEIVED).events.num_rows == len(spellings)
+
+
+# --- mutations ------------------------------------------------------------------------------------------
+
+TOKENS = (
+    *(b'"', b"\\", b"{", b"}", b"[", b"]", b",", b":", b" ", b"\t", b"\n", b"\r", b"\x00", b"\x0b", b"\x0c", b"\x1f"),
+    *(b"\x7f", b"\x80", b"\xc2", b"\xc3\xa9", b"\xff", b"\xed\xa0\x80", b"\xef\xbf\xbf", b"\xef\xb7\x90", b"\xc2\x85"),
+    *(b"\\n", b"\\u0000", b"\\u001f", b"\\ud800", b"\\udc00", b"\\ud83e\\udd9c", b"\\uFFFF", b"\\x", b"\\u12", b"\\/"),
+    *(b"null", b"true", b"false", b"NaN", b"Infinity", b"-", b"+", b"0", b"1", b".", b"e", b"E+1", b"e400", b"-5"),
+    *(b"0.1", b'""', b"{}", b"[]", b'"1e400"', b'"-5"', b'"0.1"', b"1e20", b"1e-13", b"00", b"9" * 20, b"Z", b"T"),
+    *(b"2026-02-31", b'"data":', b'"id":"2",', b'"time":null,', b'"ext":"x",', b'"ext":1,', b'"a":{"b":1},'),
+    *(b'"amount":', b'"usage":'),
+)
+
+
+def mutated(rng: Random, record: bytes) -> bytes:
+    for _ in range(rng.choice([0, 1, 1, 1, 2, 3])):
+        at = rng.randrange(len(record) + 1)
+        match rng.randrange(6):
+            case 0:
+                record = record[:at] + bytes([rng.randrange(256)]) + record[at + 1 :]
+            case 1:
+                record = record[:at] + rng.choice(TOKENS) + record[at:]
+            case 2:
+                record = record[:at] + record[at + rng.choice([1, 1, 2, 8]) :]
+            case 3:
+                record = record[:at] + rng.choice(TOKENS) + record[at + rng.choice([1, 2, 4, 8]) :]
+            case 4:
+                end = at + rng.randrange(40)
+                record = record[:end] + record[at:end] + record[end:]
+            case _:
+                old, new = rng.choice(SWAPS)
+                record = record.replace(old, new, 1)
+    return record
+
+
+SWAPS = [
+    *[(b'"id"', name) for name in (b'"ID"', b'"i"', b'"id\\u0000"', b'"\\u0069d"', b'"data"')],
+    *[(b"Z", zone) for zone in (b"z", b"+00:00", b"-23:59", b"+24:00", b"", b".5Z", b".1234567Z", b" Z")],
+    *[(b"T", letter) for letter in (b"t", b" ", b"")],
+    *[(b":", b"::"), (b",", b",,"), (b"{", b"{{"), (b'"data"', b'"data_base64"'), (b"1.0", b"1.1"), (b'"', b"'")],
+    *[(b"0", digit) for digit in (b"1", b"9", b"00", b"0.0", b"-0", b"")],
+]
+
+
+def test_mutated_records(tmp_path: Path) -> None:
+    """`METERLINE_FUZZ_LINES` says how many, `METERLINE_FUZZ_SEED` which."""
+    rng = Random(SEED)
+    done = 0
+    number = 0
+    while done < LINES:
+        world = generate(SEED * 1000 + number % 50, events=200, bad=0.05)
+        folder = tmp_path / str(number % 50)
+        if not folder.exists():
+            write_catalog(world.catalog, folder)
+        shape = EventShape.of(load_catalog(folder))
+        pool = [record for record in world.records if len(record) < 3_000]
+        fast, slow = Scanner(shape, world.horizon), Scanner(shape, world.horizon, vectorised=False)
+        for _ in range(10):
+            records = [mutated(rng, rng.choice(pool)) for _ in range(200)]
+            received = microseconds(world.received)
+            assert_alike(fast.scan(records, received), slow.scan(records, received))
+            done += len(records)
+        number += 1
