@@ -5,9 +5,10 @@ parts ─▶ read totals ─▶ invoice ─▶ post ─▶ invoice_lines, postin
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
@@ -35,8 +36,6 @@ from meterline.transforms.write import key_columns
 
 _SECONDS = pa.timestamp("s", tz="UTC")
 _ISSUED_VERSION = 2**64 - 1
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_MICROSECOND = timedelta(microseconds=1)
 
 
 @dataclass(frozen=True)
@@ -85,13 +84,13 @@ SELECT rating_key, account_id, any(currency) AS currency,
        CAST(sum(toDecimal256(amount, 18)), 'Decimal(38, 18)') AS amount
 FROM (SELECT * FROM line_items FINAL) AS line_items
 INNER JOIN (SELECT rating_key_id, rating_key FROM rating_keys FINAL) AS rating_keys USING (rating_key_id)
-WHERE charge_id != '' AND period_start >= {since:DateTime('UTC')} AND period_start < {until:DateTime('UTC')}
+WHERE charge_id != '' AND period_start >= {since:DateTime64(0, 'UTC')} AND period_start < {until:DateTime64(0, 'UTC')}
   AND cityHash64(billing_account_id) % {parts:UInt32} = {part:UInt32}
 GROUP BY rating_key, account_id
 """
 _POSTED = """
 SELECT tenant_id, billing_account_id, account_id, subscription_id, charge_id, meter_id, rate_card_version,
-       dimensions, toDateTime64(period_start, 0, 'UTC') AS starts, toDateTime64(period_end, 0, 'UTC') AS ends, currency,
+       dimensions, period_start, period_end, currency,
        CAST(sum(toDecimal256(quantity, 12)), 'Decimal(38, 12)') AS quantity,
        CAST(sum(toDecimal256(amount, 18)), 'Decimal(38, 18)') AS amount
 FROM invoice_lines FINAL
@@ -160,7 +159,7 @@ def _posted(rows: pa.Table) -> dict[BilledKey, tuple[Billed, str]]:
     for row in rows.to_pylist():
         names = ("tenant_id", "billing_account_id", "subscription_id", "charge_id", "meter_id", "rate_card_version")
         dimensions = tuple(map(tuple, row["dimensions"]))
-        key = RatingKey._make([*(row[name] for name in names), row["starts"], row["ends"], dimensions])
+        key = RatingKey._make([*(row[name] for name in names), row["period_start"], row["period_end"], dimensions])
         posted[BilledKey(key, row["account_id"])] = (Billed(row["quantity"], row["amount"]), row["currency"])
     return posted
 
@@ -265,6 +264,8 @@ def posting_rows(invoices: Iterable[Invoice]) -> pa.Table:
 
 
 def invoice_rows(invoices: list[Invoice]) -> pa.Table:
+    made = time.time_ns()  # The draft that was made last wins, whatever its --now.
+
     def column(read: Any, kind: pa.DataType | None = None) -> pa.Array:
         return pa.array([read(invoice) for invoice in invoices], kind)
 
@@ -284,7 +285,7 @@ def invoice_rows(invoices: list[Invoice]) -> pa.Table:
             "corrects": column(lambda one: one.number_of(1) if one.sequence > 1 else ""),
             "made_at": column(lambda one: int(one.made_at.timestamp()), _SECONDS),
             "version": column(
-                lambda one: _ISSUED_VERSION if one.status == "issued" else (one.made_at - _EPOCH) // _MICROSECOND,
+                lambda one: _ISSUED_VERSION if one.status == "issued" else made,
                 pa.uint64(),
             ),
         }

@@ -127,23 +127,23 @@ FROM (SELECT * FROM invoices FINAL) AS invoices
 """
 _LINE = """
 SELECT invoice_id, line_number, invoice_line_id, tenant_id, billing_account_id, account_id, subscription_id, charge_id,
-       meter_id, rate_card_version, rating_key_id, dimensions, toDateTime64(period_start, 0, 'UTC') AS period_start,
-       toDateTime64(period_end, 0, 'UTC') AS period_end, description, unit, quantity, exact_amount, amount, currency,
+       meter_id, rate_card_version, rating_key_id, dimensions, period_start,
+       period_end, description, unit, quantity, exact_amount, amount, currency,
        reason
 FROM (SELECT * FROM invoice_lines FINAL) AS invoice_lines
 """
 _ITEM = """
 SELECT line_item_id, tenant_id, billing_account_id, account_id, subscription_id, charge_id, meter_id,
-       rate_card_version, rating_key_id, dimensions, toDateTime64(period_start, 0, 'UTC') AS period_start,
-       toDateTime64(period_end, 0, 'UTC') AS period_end, toDateTime64(window_start, 0, 'UTC') AS window_start,
-       toDateTime64(window_end, 0, 'UTC') AS window_end, quantity_from, quantity_to, amount, currency, tiers.tier,
+       rate_card_version, rating_key_id, dimensions, period_start,
+       period_end, window_start,
+       window_end, quantity_from, quantity_to, amount, currency, tiers.tier,
        tiers.quantity, tiers.unit_price, tiers.flat_fee, tiers.amount, event_count, revision
 FROM {line_items} AS line_items
 """
 # The sort key of line_items, column by column.
 _OF_KEYS = """
 WHERE tenant_id = {tenant:String} AND billing_account_id = {payer:String}
-  AND period_start >= {since:DateTime('UTC')} AND period_start <= {until:DateTime('UTC')}
+  AND period_start >= {since:DateTime64(0, 'UTC')} AND period_start <= {until:DateTime64(0, 'UTC')}
   AND subscription_id IN {subscriptions:Array(String)} AND charge_id IN {charges:Array(String)}
   AND meter_id IN {meters:Array(String)} AND rate_card_version IN {versions:Array(String)}
   AND rating_key_id IN {keys:Array(UInt64)}
@@ -272,7 +272,7 @@ def _attributed(ask: _Question, events: list[dict[str, Any]]) -> list[Event]:
         if id in keys
     }
     where = (
-        f"{_OF_KEYS} AND window_start IN (SELECT toDateTime(arrayJoin({{windows:Array(Int64)}}), 'UTC')) "
+        f"{_OF_KEYS} AND window_start IN (SELECT toDateTime64(arrayJoin({{windows:Array(Int64)}}), 0, 'UTC')) "
         "AND account_id IN {accounts:Array(String)}"
     )
     rows = ask.rows(

@@ -17,7 +17,7 @@ ORDER BY tenant_id, billing_account_id, currency, sequence
 """
 _LINES = """
 SELECT line_number, invoice_line_id, account_id, subscription_id, charge_id, meter_id, rate_card_version, dimensions,
-       toDateTime64(period_start, 0, 'UTC') AS period_start, toDateTime64(period_end, 0, 'UTC') AS period_end,
+       period_start, period_end,
        description, quantity, unit, exact_amount, amount, currency, reason
 FROM invoice_lines FINAL
 WHERE invoice_id = {invoice_id:String}

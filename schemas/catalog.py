@@ -17,7 +17,6 @@ from importlib import resources
 from itertools import takewhile
 from typing import Annotated, Any, Literal
 
-from babel.numbers import list_currencies
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -30,6 +29,8 @@ from pydantic import (
     model_validator,
 )
 from pydantic_core import PydanticCustomError
+
+from meterline.schemas.currency import MINOR_UNITS
 
 PRICE_PLACES = 18
 QUANTITY_PLACES = 12
@@ -189,7 +190,7 @@ def _zone(value: str) -> str:
 
 
 def _currency(value: str) -> str:
-    if value not in list_currencies():
+    if value not in MINOR_UNITS:
         raise ValueError(f"{value!r} is no ISO 4217 currency, expected a code like 'USD'")
     return value
 

@@ -124,6 +124,14 @@ instants = st.datetimes(
     timezones=st.just(UTC),
 )
 
+event_quantities = st.one_of(
+    st.integers(0, 12).map(Decimal),
+    decimals(1000, 12),
+    st.integers(0, 10**32 - 1).map(lambda value: Decimal(f"{value}E-12")),
+    st.integers(10**32 - 9, 10**32 - 1).map(lambda value: Decimal(f"{value}E-12")),
+)
+"""What one event may say to a meter, up to the largest."""
+
 # --- Texts that nearly are what they should be ----------------------------------------------------------
 
 

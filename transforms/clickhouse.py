@@ -20,7 +20,7 @@ from clickhouse_connect.driver.exceptions import ClickHouseError, OperationalErr
 
 from meterline.transforms.progress import seen
 
-SETTINGS = {
+SETTINGS: dict[str, int | str] = {
     # An insert is stored when it is acknowledged, or not at all.
     "async_insert": 0,
     # Rows of one key are made one by merges and by FINAL; to look for them in each insert too is slow.
@@ -63,13 +63,15 @@ def connect(url: str) -> Client:
     Raises:
       DatabaseError: the URL has another form, or nothing answers there.
     """
+    return _client(url, SETTINGS)
+
+
+def _client(url: str, settings: dict[str, int | str]) -> Client:
     parts = urlsplit(url)
+    path = unquote(parts.netloc + parts.path)
     try:
-        if parts.scheme == "chdb":
-            path = unquote(parts.netloc + parts.path)
-            if not path:
-                raise DatabaseError(f"expected chdb://PATH, for example chdb://meterline-db, got {url!r}")
-            return clickhouse_connect.get_client(interface="chdb", path=path, settings=SETTINGS)
+        if parts.scheme == "chdb" and path:
+            return clickhouse_connect.get_client(interface="chdb", path=path, settings=dict(settings))
         if parts.scheme in ("http", "https") and parts.hostname:
             return clickhouse_connect.get_client(
                 interface=parts.scheme,
@@ -78,14 +80,22 @@ def connect(url: str) -> Client:
                 username=unquote(parts.username or "default"),
                 password=unquote(parts.password or ""),
                 database=unquote(parts.path.strip("/")) or "default",
-                settings=dict(SETTINGS),
+                settings=dict(settings),
                 connect_timeout=10,
             )
     except (ClickHouseError, OSError, RuntimeError, ValueError) as error:
-        if isinstance(error, DatabaseError):
-            raise
-        raise DatabaseError(f"no ClickHouse answers at {redacted(url)}: {first_line(error)}") from None
+        raise DatabaseError(f"no ClickHouse answers at {redacted(url)}: {_cause(error)}") from None
     raise DatabaseError(f"expected chdb://PATH or http(s)://user:password@host:8123/database, got {redacted(url)!r}")
+
+
+def _cause(error: Exception) -> str:
+    """What keeps a client from connecting, in the user's words where the cause is common."""
+    text = str(error)
+    if "Cannot lock file" in text or "Error initializing EmbeddedServer: ." in text:
+        return "another process has this folder open; an embedded database serves one process at a time"
+    if "refused" in text and "HTTPConnection" in text:
+        return "the connection was refused"
+    return first_line(error)
 
 
 def first_line(error: BaseException) -> str:
@@ -259,26 +269,40 @@ def query(url: str, sql: str, parameters: dict[str, Any] | None = None, *, as_te
     return _guarded(url, lambda: connect(url).query_arrow(sql, parameters=parameters, use_strings=as_text))
 
 
+@lru_cache(maxsize=4)
+def _reader(url: str) -> Client:
+    """A client that may only read."""
+    return _client(url, SETTINGS | {"readonly": 2})
+
+
 def read_only(url: str, sql: str, format: str) -> str:
-    """The answer of a user's query, in one of ClickHouse's text formats; it cannot change anything."""
-    client = connect(url)
-    _guarded(url, lambda: _refuse_writes(client, sql))
-    return _guarded(url, lambda: client.raw_query(sql, fmt=format).decode("utf-8", "backslashreplace"))
+    """The answer of a user's query, in one of ClickHouse's text formats; it cannot change anything.
+
+    Raises:
+      DatabaseError: with ClickHouse's message.
+    """
+    _refuse_writes(sql)
+    connect(url)
+    return _guarded(url, lambda: _reader(url).raw_query(sql, fmt=format).decode("utf-8", "backslashreplace"))
 
 
 def read_only_rows(url: str, sql: str) -> tuple[list[str], list[tuple[Any, ...]]]:
     """The same as columns and rows."""
-    client = connect(url)
-    _guarded(url, lambda: _refuse_writes(client, sql))
-    result = _guarded(url, lambda: client.query(sql))
+    _refuse_writes(sql)
+    connect(url)
+    result = _guarded(url, lambda: _reader(url).query(sql))
     return list(result.column_names), [tuple(row) for row in result.result_rows]
 
 
 _READS = re.compile(
     r"(?:\s|--[^\n]*\n|/\*.*?\*/|\()*(select|with|show|describe|desc|explain|exists)\b", re.IGNORECASE | re.DOTALL
 )
+_FILE = re.compile(r"\binto\s+outfile\b", re.IGNORECASE)
 
 
-def _refuse_writes(client: Client, sql: str) -> None:
-    if not _READS.match(sql):
-        raise DatabaseError(f"expected a SELECT (or SHOW, DESCRIBE, EXPLAIN), got {sql.strip()[:60]!r}")
+def _refuse_writes(sql: str) -> None:
+    """ClickHouse itself refuses to change tables for a reader; it would still write files."""
+    if not _READS.match(sql) or _FILE.search(sql):
+        raise DatabaseError(
+            f"expected a SELECT (or SHOW, DESCRIBE, EXPLAIN) that changes nothing, got {sql.strip()[:60]!r}"
+        )

@@ -8,8 +8,8 @@ CREATE TABLE rating_keys (
     charge_id          LowCardinality(String),
     meter_id           LowCardinality(String),
     rate_card_version  LowCardinality(String),
-    period_start       DateTime('UTC'),
-    period_end         DateTime('UTC'),
+    period_start       DateTime64(0, 'UTC'),
+    period_end         DateTime64(0, 'UTC'),
     dimensions         Map(String, String)
 ) ENGINE = ReplacingMergeTree
 ORDER BY (rating_key_id, rating_key);

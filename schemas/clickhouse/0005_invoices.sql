@@ -13,6 +13,6 @@ CREATE TABLE invoices (
     content_hash       String                 COMMENT 'SHA-256 of the lines',
     corrects           String                 COMMENT 'number of the first invoice of the period, for later ones',
     made_at            DateTime('UTC'),
-    version            UInt64                 COMMENT 'drafts: microseconds when made; issued: the greatest value, so that it wins'
+    version            UInt64                 COMMENT 'drafts: nanoseconds when made; issued: the greatest value, so that it wins'
 ) ENGINE = ReplacingMergeTree(version)
 ORDER BY (tenant_id, billing_account_id, period, currency, sequence);

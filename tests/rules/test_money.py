@@ -8,8 +8,8 @@ from babel.numbers import get_currency_precision, list_currencies
 from hypothesis import given
 from hypothesis import strategies as st
 
+from meterline.schemas.currency import MINOR_UNITS
 from meterline.transforms.rules.money import (
-    _MINOR_UNITS,
     AMOUNT_PLACES,
     EXACT,
     MoneyError,
@@ -105,8 +105,8 @@ def test_minor_units_are_those_of_iso_4217(currency: str, digits: int) -> None:
 
 
 def test_babel_differs_from_iso_4217_only_where_we_know() -> None:
-    assert set(_MINOR_UNITS) <= list_currencies()
-    different = {code for code, digits in _MINOR_UNITS.items() if get_currency_precision(code) != digits}
+    assert set(MINOR_UNITS) <= list_currencies()
+    different = {code for code, digits in MINOR_UNITS.items() if get_currency_precision(code) != digits}
     assert different == {*["AFN", "ALL", "IQD", "IRR", "KPW", "LAK", "LBP", "MGA", "MMK", "RSD", "SOS", "SYP", "YER"]}
 
 

@@ -21,6 +21,7 @@ from typing import Literal
 
 from meterline.schemas.catalog import MAX_QUANTITY
 from meterline.schemas.catalog import QUANTITY_PLACES as QUANTITY_PLACES
+from meterline.schemas.currency import MINOR_UNITS
 
 AMOUNT_PLACES = 18
 AMOUNT_DIGITS = 38
@@ -41,24 +42,7 @@ _QUANTITY_UNIT = Decimal(1).scaleb(-QUANTITY_PLACES)
 RoundingMode = Literal["half_even", "half_up"]
 _ROUNDING = {"half_even": ROUND_HALF_EVEN, "half_up": ROUND_HALF_UP}
 
-# ISO 4217, list one of 2026-01-01, codes with a minor unit; and ANG and BGN, withdrawn in 2025 and 2026.
-# Not Babel's digits: CLDR counts the coins in use, and gives AFN, ALL, IRR, KPW, LAK, LBP, MGA, MMK, RSD,
-# SOS, SYP and YER (ISO: 2) and IQD (ISO: 3) none.
-_CODES_BY_MINOR_UNITS = {
-    0: "BIF CLP DJF GNF ISK JPY KMF KRW PYG RWF UGX UYI VND VUV XAF XOF XPF",
-    2: """
-        AED AFN ALL AMD ANG AOA ARS AUD AWG AZN BAM BBD BDT BGN BMD BND BOB BOV BRL BSD BTN BWP BYN BZD CAD
-        CDF CHE CHF CHW CNY COP COU CRC CUP CVE CZK DKK DOP DZD EGP ERN ETB EUR FJD FKP GBP GEL GHS GIP GMD
-        GTQ GYD HKD HNL HTG HUF IDR ILS INR IRR JMD KES KGS KHR KPW KYD KZT LAK LBP LKR LRD LSL MAD MDL MGA
-        MKD MMK MNT MOP MRU MUR MVR MWK MXN MXV MYR MZN NAD NGN NIO NOK NPR NZD PAB PEN PGK PHP PKR PLN QAR
-        RON RSD RUB SAR SBD SCR SDG SEK SGD SHP SLE SOS SRD SSP STN SVC SYP SZL THB TJS TMT TOP TRY TTD TWD
-        TZS UAH USD USN UYU UZS VED VES WST XCD XCG YER ZAR ZMW ZWG
-    """,
-    3: "BHD IQD JOD KWD LYD OMR TND",
-    4: "CLF UYW",
-}
-_MINOR_UNITS = {code: digits for digits, codes in _CODES_BY_MINOR_UNITS.items() for code in codes.split()}
-_MINOR_UNIT = {code: Decimal(1).scaleb(-digits) for code, digits in _MINOR_UNITS.items()}
+_MINOR_UNIT = {code: Decimal(1).scaleb(-digits) for code, digits in MINOR_UNITS.items()}
 
 
 class MoneyError(ValueError):
@@ -113,7 +97,7 @@ def minor_units(currency: str) -> int:
       MoneyError: `currency` is no ISO 4217 code, or one without a minor unit (gold, SDR, test codes).
     """
     try:
-        return _MINOR_UNITS[currency]
+        return MINOR_UNITS[currency]
     except KeyError:
         raise MoneyError(f"{currency!r} is no ISO 4217 currency with a minor unit, expected one like 'USD'") from None
 

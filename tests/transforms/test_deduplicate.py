@@ -1,0 +1,180 @@
+"""Each identity passes once: in any batches, over bundles, and late within the horizon."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import timedelta
+
+import apache_beam as beam
+import numpy as np
+import pyarrow as pa
+import pytest
+from apache_beam.options.pipeline_options import PipelineOptions
+from apache_beam.testing.test_pipeline import TestPipeline as InProcess
+from apache_beam.testing.test_stream import TestStream as Stream
+from apache_beam.testing.util import assert_that, equal_to
+from apache_beam.transforms.window import TimestampedValue
+from hypothesis import given
+from hypothesis import strategies as st
+
+from meterline.schemas.event import Reason
+from meterline.transforms import deduplicate
+from meterline.transforms.deduplicate import DAY_SECONDS, DeduplicateEvents, Seen, from_bytes, to_bytes
+from tests.transforms import batches
+from tests.transforms.batches import START, Fed, Usage, batch, key_text
+
+HORIZON = timedelta(days=35)
+DAY = DAY_SECONDS * 1_000_000
+
+
+def identity(name: int, content: int = 0) -> bytes:
+    """Of an id's hash and a content; names below 256 share their first 64 bits."""
+    high, low = divmod(name, 256)
+    return high.to_bytes(8, "little") + low.to_bytes(4, "little") + content.to_bytes(4, "little")
+
+
+def event(name: int, content: int = 0, time: int = 0) -> Usage:
+    return Usage(time, (Fed(key_text("count")),), f"e{name}/{content}", identity=identity(name, content))
+
+
+# --- the set --------------------------------------------------------------------------------------------
+
+names = st.one_of(st.integers(0, 6), st.integers(0, 1 << 70), st.sampled_from([255, 256, 257, (1 << 72) - 1]))
+identities = st.lists(st.tuples(names, st.sampled_from([0, 1, 0xFFFFFFFF])), max_size=20)
+
+
+@given(st.lists(identities, max_size=6))
+def test_seen_is_a_set_that_keeps_the_first_content(came: list[list[tuple[int, int]]]) -> None:
+    seen = Seen()
+    plain: dict[int, int] = {}
+    for one in came:
+        seen = Seen(bytes(seen))  # as it comes out of the state
+        is_new, first = seen.add(pa.array([identity(*pair) for pair in one], pa.binary(16)))
+        for (name, content), new, known in zip(one, is_new.tolist(), first.tolist()):
+            assert new == (name not in plain)
+            assert known == plain.setdefault(name, content)
+    assert len(seen) == len(plain)
+    assert bytes(seen) == bytes(Seen(bytes(seen)))
+
+
+@given(st.lists(identities, min_size=1, max_size=4))
+def test_state_does_not_depend_on_how_events_were_cut(came: list[list[tuple[int, int]]]) -> None:
+    apart, together = Seen(), Seen()
+    for one in came:
+        apart.add(pa.array([identity(*pair) for pair in one], pa.binary(16)))
+    together.add(pa.array([identity(*pair) for one in came for pair in one], pa.binary(16)))
+    assert bytes(apart) == bytes(together)
+
+
+def test_state_is_16_bytes_an_event() -> None:
+    packed = np.random.default_rng(1).integers(0, 256, (10_000, 16), np.uint8)
+    seen = Seen()
+    is_new, _ = seen.add(pa.Array.from_buffers(pa.binary(16), 10_000, [None, pa.py_buffer(packed)]))
+    assert is_new.all()
+    assert len(bytes(seen)) <= 17 * 10_000
+
+
+def test_a_slice_of_identities_is_read_where_it_begins() -> None:
+    whole = pa.array([identity(n) for n in range(5)], pa.binary(16))
+    seen = Seen()
+    seen.add(whole.slice(3))
+    assert seen.add(whole)[0].tolist() == [True, True, True, False, False]
+
+
+def test_batches_cross_the_shuffle_unchanged() -> None:
+    events = batch([event(1), event(2, 1, DAY)])
+    assert from_bytes(to_bytes(events)).equals(events)
+
+
+# --- the stage ------------------------------------------------------------------------------------------
+
+
+def passed(events: pa.RecordBatch) -> list[str]:
+    return list(events["id"].to_pylist())
+
+
+def check(
+    *pieces: Sequence[Usage],
+    fresh: list[str],
+    rejects: Sequence[str] = (),
+    archived: Sequence[Usage] = (),
+    events: list[str] | None = None,
+    shards: int = 1,
+) -> None:
+    """Bounded input: the ids of what leaves, by output."""
+    with InProcess() as pipeline:
+        inputs = {"fresh": pipeline | "Fresh" >> beam.Create(list(map(batch, pieces)), reshuffle=False)}
+        if archived:
+            inputs["archived"] = pipeline | "Archived" >> beam.Create([batch(archived)], reshuffle=False)
+        out = inputs | DeduplicateEvents(shards, HORIZON)
+        assert_that(out.events | "E" >> beam.FlatMap(passed), equal_to(events or fresh), label="events")
+        assert_that(out.fresh | "F" >> beam.FlatMap(passed), equal_to(fresh), label="fresh")
+        told = out.rejects | beam.Map(lambda reject: f"{reject.reason} {reject.payload.decode()}")
+        assert_that(told, equal_to(list(rejects)), label="rejects")
+
+
+@pytest.mark.parametrize("shards", [1, 3])
+def test_an_identity_passes_once(shards: int) -> None:
+    pieces = [[event(1), event(2), event(1)], [event(2)], [event(300), event(2)]]
+    check(*pieces, fresh=["e1/0", "e2/0", "e300/0"], shards=shards)
+
+
+def test_another_content_is_a_conflict() -> None:
+    rejects = [f"{Reason.CONFLICT} e1/7", f"{Reason.CONFLICT} e1/8"]
+    check([event(1), event(1, 7)], [event(1, 8), event(1)], fresh=["e1/0"], rejects=rejects)
+
+
+def test_archived_events_came_first_and_are_not_archived_again() -> None:
+    check(
+        [event(1, 7), event(2), event(3)],
+        archived=[event(1), event(2)],
+        events=["e1/0", "e2/0", "e3/0"],
+        fresh=["e3/0"],
+        rejects=[f"{Reason.CONFLICT} e1/7"],
+    )
+
+
+def test_an_id_may_come_again_on_another_day() -> None:
+    check([event(1), event(1, 0, DAY)], fresh=["e1/0", "e1/0"])
+
+
+def check_stream(*steps: Sequence[Usage] | int, fresh: list[str], shards: int = 1) -> None:
+    """What passes of a stream: each step is a bundle of events, or the day that the watermark reaches."""
+    source = Stream().advance_watermark_to(START)
+    for step in steps:
+        if isinstance(step, int):
+            source = source.advance_watermark_to(START + step * DAY_SECONDS)
+        else:
+            source = source.add_elements([TimestampedValue(batch(step), START)])
+    with InProcess(options=PipelineOptions(["--streaming"])) as pipeline:
+        out = {"fresh": pipeline | source.advance_watermark_to_infinity()} | DeduplicateEvents(shards, HORIZON)
+        assert_that(out.fresh | beam.FlatMap(passed), equal_to(fresh))
+
+
+@pytest.mark.parametrize("shards", [1, 3])
+def test_a_stream_remembers_over_bundles(shards: int) -> None:
+    check_stream([event(1)], [event(1), event(2)], [event(2)], fresh=["e1/0", "e2/0"], shards=shards)
+
+
+@pytest.mark.parametrize("days", [1, 34, 35])
+def test_within_the_horizon_a_late_duplicate_is_caught_and_a_late_event_passes(days: int) -> None:
+    check_stream([event(1)], days, [event(1), event(2)], fresh=["e1/0", "e2/0"])
+
+
+def test_what_the_stage_keeps_between_bundles() -> None:
+    """One state cell a key and window, written only when it grew."""
+    state = batches.Cell()
+    stage = deduplicate._DeduplicateFn()
+    piece = deduplicate._MARKS["fresh"] + to_bytes(batch([event(1), event(2)]))
+    assert len(list(stage.process((b"0", [piece]), state))) == 2  # counted, and archived
+    assert len(state.value) == 32
+    written, state.write = state.value, None  # type: ignore[method-assign]
+    assert list(stage.process((b"0", [piece]), state)) == []
+    assert state.value == written
+
+
+def test_the_checks_above_can_fail() -> None:
+    with pytest.raises(Exception, match="Failed assert"):
+        check([event(1)], fresh=["e2/0"])
+    with pytest.raises(Exception, match="Failed assert"):
+        check_stream([event(1)], fresh=["e2/0"])
