@@ -7,13 +7,11 @@ read ─▶ validate ─▶ attribute ─▶ deduplicate ───────�
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
 
 import apache_beam as beam
-import pyarrow as pa
 
 from meterline.schemas.catalog import Catalog
 from meterline.transforms.attribute import AttributeEvents
@@ -21,7 +19,7 @@ from meterline.transforms.deduplicate import DeduplicateEvents
 from meterline.transforms.meter import MeterUsage
 from meterline.transforms.rate import RateUsage
 from meterline.transforms.read import ReadFiles
-from meterline.transforms.recall import RecallEvents
+from meterline.transforms.recall import RecallEvents, RecallSpans, Span
 from meterline.transforms.validate import ValidateEvents
 from meterline.transforms.write import (
     WriteRows,
@@ -67,12 +65,22 @@ def build(pipeline: beam.Pipeline, options: Options) -> None:
     usage = deduplicated.events | "Meter" >> MeterUsage(catalog)
     rated = usage | "Rate" >> RateUsage(catalog)
 
-    def write(**to_arrow: Callable[[list[Any]], pa.Table]) -> WriteRows:
-        return WriteRows(options.clickhouse, to_arrow)
-
     # The keys first: an archived event must never name one that is not stored.
-    archive = write(rating_keys=rating_key_rows, usage_events=usage_event_rows)
+    archive = WriteRows(options.clickhouse, {"rating_keys": rating_key_rows, "usage_events": usage_event_rows})
     deduplicated.fresh | "WriteUsageEvents" >> archive
-    rated.line_items | "WriteLineItems" >> write(line_items=line_item_rows)
+    rated.line_items | "WriteLineItems" >> WriteRows(options.clickhouse, {"line_items": line_item_rows})
     rejects = (read.rejects, validated.rejects, attributed.rejects, deduplicated.rejects, rated.rejects)
-    rejects | "Rejects" >> beam.Flatten() | "WriteRejects" >> write(rejects=reject_rows)
+    rejects | "Rejects" >> beam.Flatten() | "WriteRejects" >> WriteRows(options.clickhouse, {"rejects": reject_rows})
+
+
+def rebuild(pipeline: beam.Pipeline, options: Options, spans: Sequence[Span]) -> None:
+    """Rate archived events alone: what is right stays as it is, what was damaged is mended.
+
+    Args:
+      spans: The billing periods wanted; events in them may feed others too, whose rows then know less and lose.
+    """
+    catalog = beam.pvalue.AsSingleton(pipeline | "Catalog" >> beam.Create([options.catalog], reshuffle=False))
+    events = pipeline | "Recall" >> RecallSpans(options.clickhouse, list(spans))
+    rated = events | "Meter" >> MeterUsage(catalog) | "Rate" >> RateUsage(catalog)
+    rated.line_items | "WriteLineItems" >> WriteRows(options.clickhouse, {"line_items": line_item_rows})
+    rated.rejects | "WriteRejects" >> WriteRows(options.clickhouse, {"rejects": reject_rows})

@@ -1,7 +1,7 @@
 """The command `meterline`.
 
-Exit codes: 0 done; 1 a fault of Meterline's own; 2 what was given cannot be used (arguments, catalog, files);
-3 ClickHouse cannot be used; 4 done, but events were rejected (only with --fail-on-rejects).
+Exit codes: 0 done; 1 a fault of Meterline's own, or (audit) a broken law; 2 what was given cannot be used (arguments,
+catalog, files); 3 ClickHouse cannot be used; 4 done, but events were rejected (only with --fail-on-rejects).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from meterline.schemas.catalog_files import CatalogError, catalog_json_schema, c
 app = typer.Typer(
     name="meterline",
     help="Usage events in; rated line items and invoices out; every cent explainable.",
-    epilog="Start with `meterline demo`. Exit codes: 0 done, 1 fault, 2 bad arguments, catalog or files, "
+    epilog="Start with `meterline demo`. Exit codes: 0 done, 1 fault or broken law, 2 bad arguments, catalog or files, "
     "3 ClickHouse, 4 rejects (with --fail-on-rejects).",
     no_args_is_help=True,
     add_completion=False,
@@ -161,11 +161,18 @@ def catalog_schema() -> None:
 @app.command()
 def rate(
     inputs: Annotated[
-        list[str],
+        list[str] | None,
         typer.Option(
             "--input", help="Files of usage events (glob): NDJSON, .gz, .zst, JSON arrays, Parquet. Repeatable."
         ),
-    ],
+    ] = None,
+    from_archive: Annotated[
+        bool,
+        typer.Option(
+            "--from-archive", help="Recompute --period from its archive: mends, and otherwise changes nothing."
+        ),
+    ] = False,
+    period: Annotated[str | None, typer.Option(help="With --from-archive: the billing period, like 2026-10.")] = None,
     catalog: CatalogFolder = Path("catalog"),
     clickhouse: Url = DEFAULT_DATABASE,
     now: Now = None,
@@ -182,10 +189,25 @@ def rate(
 
     Rating the same events again changes nothing: rows are absolute, and an event counts once by (tenant, source, id).
     """
+    if from_archive == bool(inputs) or from_archive != bool(period):
+        raise typer.BadParameter("give --input FILES, or --from-archive with --period, like 2026-10")
     prices = _catalog(catalog)
     received = instant(now)
     from meterline.runners import tables
-    from meterline.runners.jobs import rate_files
+    from meterline.runners.jobs import rate_files, rerate_archive
+    from meterline.transforms.rules.periods import period_with_label
+
+    if from_archive and period:
+        period_with_label(period, "UTC", 1)
+        events, items = rerate_archive(period, prices, clickhouse, console=None if as_json else err)
+        if as_json:
+            print_json({"period": period, "archived_events": events, "line_items_written": items})
+        else:
+            out.print(
+                f"{events:,} archived events read, {items:,} line items of {period} written anew", highlight=False
+            )
+        return
+    assert inputs
 
     horizon = None if max_age_days is None else timedelta(days=max_age_days)
     report = rate_files(inputs, prices, clickhouse, now=received, horizon=horizon, console=None if as_json else err)
@@ -274,6 +296,28 @@ def explain(
         print_json(found.to_json())
     else:
         out.print(render(found))
+
+
+@app.command()
+def audit(
+    catalog: CatalogFolder = Path("catalog"), clickhouse: Url = DEFAULT_DATABASE, as_json: AsJson = False
+) -> None:
+    """Check the laws on what is stored, before invoicing; exit code 1 when one is broken."""
+    from meterline.runners import audit as laws
+    from meterline.runners import tables
+
+    prices = _catalog(catalog) if catalog.exists() else None
+    findings = []
+    for finding in laws.audit(clickhouse, prices):
+        findings.append(finding)
+        if not as_json:
+            out.print(tables.finding(finding))
+    if as_json:
+        print_json({"ok": not any(one.broken for one in findings), "laws": [one.to_json() for one in findings]})
+    elif prices is None:
+        out.print(f"amounts were not recomputed: there is no catalog at {catalog}")
+    if any(one.broken for one in findings):
+        raise typer.Exit(1)
 
 
 @app.command()

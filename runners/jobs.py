@@ -23,8 +23,12 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 from meterline.pipelines import invoice_accounts, rate_usage
 from meterline.schemas.arrow import MICROSECONDS
 from meterline.schemas.catalog import Catalog
+from meterline.schemas.records import RatingKey
 from meterline.transforms import clickhouse
 from meterline.transforms.progress import seen
+from meterline.transforms.recall import Span
+from meterline.transforms.rules.attribution import Directory, directory
+from meterline.transforms.rules.invoicing import period_label
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -127,6 +131,34 @@ def rate_files(
     report = _report(counters, paths, now, (finished - started).total_seconds())
     clickhouse.insert(url, "runs", _run_row(report, started, finished, catalog))
     return report
+
+
+def rerate_archive(period: str, catalog: Catalog, url: str, *, console: Console | None = None) -> tuple[int, int]:
+    """Recompute the line items of a billing period from its archive; how many events were read and rows written.
+
+    Args:
+      period: A label like 2026-10: usage whose billing period starts in that month of its calendar, unpriced usage too.
+    """
+    from meterline.runners import direct
+
+    clickhouse.ready(url)
+    book = directory(catalog)
+    texts = clickhouse.query(url, "SELECT DISTINCT rating_key FROM rating_keys").column("rating_key").to_pylist()
+    keys = [key for key in map(RatingKey.parse, texts) if _label(key, book) == period]
+    spans = {
+        Span(key.tenant_id, key.billing_account_id, int(key.period_start.timestamp()), int(key.period_end.timestamp()))
+        for key in keys
+    }
+    if not spans:
+        return 0, 0
+    options = rate_usage.Options((), catalog, url, 0)
+    with _display(console, 0):
+        counters = direct.run(lambda pipeline: rate_usage.rebuild(pipeline, options, sorted(spans)))
+    return counters.get("recall/events", 0), counters.get("rate/line_items", 0)
+
+
+def _label(key: RatingKey, book: Directory) -> str | None:
+    return period_label(key, book) if key.subscription_id else f"{key.period_start:%Y-%m}"
 
 
 def _report(counters: dict[str, int], paths: tuple[str, ...], now: datetime, seconds: float) -> RateReport:

@@ -7,6 +7,7 @@ from decimal import ROUND_HALF_EVEN, Decimal
 from typing import TYPE_CHECKING, Any
 
 from rich import box
+from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -15,6 +16,7 @@ from meterline.schemas.event import plain_text
 from meterline.transforms.rules.money import minor_units
 
 if TYPE_CHECKING:  # Loading the jobs loads Beam, which takes a second.
+    from meterline.runners.audit import Finding
     from meterline.runners.jobs import RateReport
 
 
@@ -64,6 +66,14 @@ def conservation(report: RateReport) -> Table:
     verdict = "[green]= all records read[/]" if report.adds_up else f"[red]≠ {number(report.records)} records read[/]"
     made.add_row("sum", number(total), verdict)
     return made
+
+
+def finding(one: Finding) -> RenderableType:
+    """A law in a line, and the first rows that break it."""
+    if not one.broken:
+        return Text.assemble(("holds   ", "green"), one.law, (f" · {one.counted}", "dim"))
+    head = Text.assemble(("broken  ", "bold red"), one.law, f" · {one.broken:,} of {one.counted}; the first:")
+    return Group(head, answer(one.rows, list(one.rows[0])))
 
 
 def rejects(rows: Sequence[dict[str, Any]]) -> Table:

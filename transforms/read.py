@@ -12,6 +12,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from typing import IO, Any, NamedTuple
 
 import apache_beam as beam
@@ -99,7 +100,7 @@ class _CutFn(beam.DoFn):
         size = FileSystems.match([path])[0].metadata_list[0].size_in_bytes
         with _open(path) as file:
             head = file.read(4096)
-        if size <= PART_BYTES or _magic(head) or head.lstrip(b"\xef\xbb\xbf \t\r\n")[:1] in (b"[", b""):
+        if size <= PART_BYTES or _magic(head) or head.lstrip(b"\xef\xbb\xbf" + _BLANK)[:1] in (b"[", b""):
             yield Part(path, 0, -1)
             return
         for start in range(0, size, PART_BYTES):
@@ -134,12 +135,8 @@ def read_part(part: Part) -> Iterator[tuple[list[bytes], list[int]]]:
         file.seek(0)
         if magic == "parquet":
             yield from _parquet(file)
-        elif magic == "gzip":
-            yield from _json(gzip.GzipFile(fileobj=file), part)  # type: ignore[arg-type]
-        elif magic == "zstd":
-            yield from _json(zstandard.ZstdDecompressor().stream_reader(file, read_across_frames=True), part)  # type: ignore[arg-type]
         else:
-            yield from _json(file, part)
+            yield from _json(file, magic, part)
 
 
 def _open(path: str) -> IO[bytes]:
@@ -156,34 +153,68 @@ def _magic(head: bytes) -> str | None:
 # --- JSON ---------------------------------------------------------------------------------------
 
 
-def _chunks(file: IO[bytes], position: int) -> Iterator[bytes]:
-    """Bytes of a file that may be compressed.
+def _chunks(file: IO[bytes], compression: str | None, position: int) -> Iterator[bytes]:
+    """The text of a file, `BLOCK_BYTES` or somewhat more at a time, so that blocks are as large whatever it comes from.
 
     Raises:
-      Unreadable: the compressed data is damaged or ends too early.
+      Unreadable: the compressed data is damaged or ends too early; after the text before the damage.
     """
-    while True:
-        try:
-            chunk = file.read(BLOCK_BYTES) if not isinstance(file, gzip.GzipFile) else file.read1(BLOCK_BYTES)
-        except (EOFError, zlib.error, gzip.BadGzipFile, zstandard.ZstdError) as error:
-            raise Unreadable(f"the compressed data breaks after {position} bytes of text: {error}", position) from None
-        if not chunk:
-            return
-        position += len(chunk)
-        yield chunk
+    held: list[bytes] = []
+    size, damage = 0, ""
+    try:
+        for piece in _pieces(file, compression):
+            held.append(piece)
+            size += len(piece)
+            if size >= BLOCK_BYTES:
+                yield b"".join(held)
+                position += size
+                held, size = [], 0
+    except (EOFError, zlib.error, gzip.BadGzipFile, zstandard.ZstdError) as error:
+        damage = str(error)
+    if size:
+        yield b"".join(held)
+    if damage:
+        position += size
+        raise Unreadable(f"the compressed data breaks after {position} bytes of text: {damage}", position)
 
 
-def _json(file: IO[bytes], part: Part) -> Iterator[tuple[list[bytes], list[int]]]:
+def _pieces(file: IO[bytes], compression: str | None) -> Iterator[bytes]:
+    if compression == "gzip":
+        yield from iter(partial(gzip.GzipFile(fileobj=file).read1, BLOCK_BYTES), b"")
+    elif compression == "zstd":
+        yield from _zstd(file)
+    else:
+        yield from iter(partial(file.read, BLOCK_BYTES), b"")
+
+
+def _zstd(file: IO[bytes]) -> Iterator[bytes]:
+    """The frames of a zstd file, one after the other. (`stream_reader` takes a frame that was cut for a whole one.)"""
+    decoder = zstandard.ZstdDecompressor().decompressobj()
+    # Little at a time: the text can have 32,000 times its size.
+    while data := file.read(8 << 10):
+        while data:
+            if decoder.eof:
+                decoder = zstandard.ZstdDecompressor().decompressobj()
+            yield decoder.decompress(data)
+            data = decoder.unused_data
+    if not decoder.eof:
+        raise EOFError("the file ends inside a frame")
+
+
+def _json(file: IO[bytes], compression: str | None, part: Part) -> Iterator[tuple[list[bytes], list[int]]]:
     if part.start:
         file.seek(part.start - 1)
     position = max(part.start - 1, 0)
-    chunks = _chunks(file, position)
+    chunks = _chunks(file, compression, position)
     first = next(chunks, b"")
-    if not part.start and first.startswith(b"\xef\xbb\xbf"):
-        first, position = first[3:], 3
-    if not part.start and first.lstrip(b" \t\r\n")[:1] == b"[":
-        yield from _array(first, chunks)
-        return
+    if not part.start:
+        while len(first.strip(_BLANK)) < 4 and (more := next(chunks, b"")):
+            first += more
+        if first.startswith(b"\xef\xbb\xbf"):
+            first, position = first[3:], 3
+        if first.lstrip(_BLANK)[:1] == b"[":
+            yield from _array(first, chunks)
+            return
     yield from _lines(first, chunks, position, part)
 
 
@@ -201,6 +232,8 @@ def _lines(first: bytes, chunks: Iterator[bytes], position: int, part: Part) -> 
                     position, rest, chunk = position + len(data), b"", next(chunks, b"")
                     continue
                 data, position, skipping = data[cut:], position + cut, False
+                if 0 <= part.end <= position:
+                    return
             end = data.rfind(b"\n") + 1
             if end:
                 records, positions = _split(data[:end], position)
@@ -219,7 +252,7 @@ def _lines(first: bytes, chunks: Iterator[bytes], position: int, part: Part) -> 
             chunk = next(chunks, b"")
     except Unreadable as damage:
         raise Unreadable(str(damage), position, damage.rest or rest) from None
-    if rest.strip() and not skipping and (part.end < 0 or position < part.end):
+    if rest.strip(_BLANK) and not skipping and (part.end < 0 or position < part.end):
         yield [rest], [position]
 
 
@@ -228,11 +261,14 @@ def _split(data: bytes, position: int) -> tuple[list[bytes], list[int]]:
     records = data.split(b"\n")
     records.pop()
     lengths = np.fromiter(map(len, records), np.int64, len(records)) + 1
-    positions = (position + np.cumsum(lengths) - lengths).tolist()
-    if lengths.min(initial=9) > 2:  # A line of three bytes or more is not looked at: it is rarely blank.
-        return records, positions
-    kept = [place for place, record in enumerate(records) if record.strip()]
-    return [records[place] for place in kept], [positions[place] for place in kept]
+    starts = np.cumsum(lengths) - lengths
+    positions = (position + starts).tolist()
+    # Only lines that begin with a blank are looked at: they are few.
+    doubtful = np.flatnonzero(np.frombuffer(data, np.uint8)[starts] <= ord(" ")).tolist()
+    if blank := {place for place in doubtful if not records[place].strip(_BLANK)}:
+        positions = [position for place, position in enumerate(positions) if place not in blank]
+        records = [record for place, record in enumerate(records) if place not in blank]
+    return records, positions
 
 
 def _array(first: bytes, chunks: Iterator[bytes]) -> Iterator[tuple[list[bytes], list[int]]]:

@@ -61,6 +61,23 @@ class RecallEvents(beam.PTransform):
         return Recalled(recalled["events"], recalled["identities"])
 
 
+@dataclass
+class RecallSpans(beam.PTransform):
+    """Read the archive of given spans, as attributed events."""
+
+    url: str
+    spans: list[Span]
+
+    @no_annotations
+    def expand(self, begin: beam.pvalue.PBegin) -> beam.PCollection[pa.RecordBatch]:
+        packed = msgspec.msgpack.encode((sorted(self.spans), []))
+        return (
+            begin
+            | "Spans" >> beam.Create([("touched", [packed])], reshuffle=False)
+            | "Recall" >> beam.ParDo(_RecallFn(self.url))
+        )
+
+
 class _TouchFn(beam.DoFn):
     """The spans, and the days, that a bundle touches, each once."""
 
