@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any
 
-from meterline.schemas.catalog import Catalog
+from meterline.schemas.catalog import Aggregation, Catalog
 from meterline.transforms import clickhouse
 from meterline.transforms.rules.attribution import Directory, directory
 from meterline.transforms.rules.pricing import charge_interval
@@ -35,7 +35,11 @@ def audit(url: str, catalog: Catalog | None) -> Iterator[Finding]:
       catalog: Prices to recompute the amounts with; without, they are not.
     """
     clickhouse.ready(url)
-    for law, counted, broken in _LAWS:
+    laws = list(_LAWS)
+    if catalog is not None:
+        added = [one.id for one in catalog.meters if one.aggregation in (Aggregation.SUM, Aggregation.COUNT)]
+        laws.append(("sums and counts equal those of the archive", _ITEMS, _TOTALS.format(meters=added or [""])))
+    for law, counted, broken in laws:
         yield _checked(url, law, counted, broken)
     if catalog is not None:
         yield _amounts(url, directory(catalog))
@@ -143,6 +147,16 @@ _LAWS: tuple[tuple[str, str, str], ...] = (
     ),
 )
 
+_TOTALS = f"""
+SELECT rating_key_id, meter_id, line_items, archive FROM (
+    SELECT rating_key_id, any(meter_id) AS meter_id,
+           sum(toDecimal256(quantity_to, 12) - toDecimal256(quantity_from, 12)) AS line_items
+    FROM line_items FINAL WHERE meter_id IN {{meters}} GROUP BY rating_key_id
+) AS items
+LEFT JOIN (SELECT rating_key_id, sum(toDecimal256(quantity, 12)) AS archive FROM ({_USED}) GROUP BY rating_key_id) AS used
+    USING (rating_key_id)
+WHERE line_items != archive ORDER BY rating_key_id
+"""
 _PRICED = """
 SELECT line_item_id, subscription_id, charge_id, rate_card_version, quantity_from, quantity_to, amount, rating_key,
        row_number() OVER (PARTITION BY rating_key_id ORDER BY window_start, account_id) = 1 AS opening

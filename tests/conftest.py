@@ -6,11 +6,17 @@ import zoneinfo
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from meterline.transforms import clickhouse
 
 # The oracles of the tests read time zones as the product does: from the pinned tzdata, not from the system.
 zoneinfo.reset_tzpath(to=[])
+
+
+# Machines that run tests are busy: how long one example takes says nothing.
+settings.register_profile("meterline", deadline=None)
+settings.load_profile("meterline")
 
 
 @pytest.fixture(scope="session")

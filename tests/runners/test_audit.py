@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -19,12 +18,12 @@ CATALOG = load_catalog(quickstart() / "catalog")
 
 
 @pytest.fixture
-def rated(database: str, tmp_path: Path) -> Iterator[str]:
+def rated(database: str, tmp_path: Path) -> str:
     file = tmp_path / "usage.ndjson"
     file.write_bytes(b"\n".join(usage_lines()[:2_000]))
     rate_files([str(file)], CATALOG, database, now=RECEIVED)
     make_invoices(Options("2023-11", CATALOG, database, datetime(2024, 1, 1, tzinfo=UTC), issue=True))
-    yield database
+    return database
 
 
 def broken(url: str) -> dict[str, Finding]:
