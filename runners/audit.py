@@ -148,12 +148,14 @@ _LAWS: tuple[tuple[str, str, str], ...] = (
 )
 
 _TOTALS = f"""
-SELECT rating_key_id, meter_id, line_items, archive FROM (
-    SELECT rating_key_id, any(meter_id) AS meter_id,
+SELECT rating_key_id, meter, line_items, archive FROM (
+    SELECT rating_key_id, any(meter_id) AS meter,
            sum(toDecimal256(quantity_to, 12) - toDecimal256(quantity_from, 12)) AS line_items
     FROM line_items FINAL WHERE meter_id IN {{meters}} GROUP BY rating_key_id
 ) AS items
-LEFT JOIN (SELECT rating_key_id, sum(toDecimal256(quantity, 12)) AS archive FROM ({_USED}) GROUP BY rating_key_id) AS used
+LEFT JOIN (
+    SELECT rating_key_id, sum(toDecimal256(quantity, 12)) AS archive FROM ({_USED}) GROUP BY rating_key_id
+) AS used
     USING (rating_key_id)
 WHERE line_items != archive ORDER BY rating_key_id
 """
