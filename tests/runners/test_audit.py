@@ -44,6 +44,10 @@ DAMAGE = {
     "tiers": (f"INSERT INTO line_items {ITEM.format('amount + 1 AS amount')}", "the tiers of a line item"),
     "an interval": (
         f"INSERT INTO line_items {ITEM.format('quantity_to + 1 AS quantity_to')}",
+        "sums and counts",
+    ),
+    "a revision": (
+        f"INSERT INTO line_items {ITEM.format('revision + 1 AS revision')}",
         "line items of a rating",
     ),
     "a count": (f"INSERT INTO line_items {ITEM.format('event_count + 1 AS event_count')}", "each archived event"),
