@@ -110,6 +110,7 @@ def run_stages(source: str, url: str) -> dict[str, Any]:
     """The job's functions in their order, on one block after another, without Beam between them."""
     meter = Meter()
     with meter.stage("start"):
+        from apache_beam.transforms.window import IntervalWindow
         from events import catalog
 
         from meterline.pipelines import rate_usage  # noqa: F401
@@ -123,16 +124,16 @@ def run_stages(source: str, url: str) -> dict[str, Any]:
         clickhouse.connect(url).command("SYSTEM STOP MERGES")
 
     validating, attributing = validate._ValidateFn(None), attribute._AttributeFn()
-    sharding, deduplicating = deduplicate._ShardFn(1, "fresh"), deduplicate._DeduplicateFn()
+    sharding, deduplicating = deduplicate._ShardFn(1), deduplicate._DeduplicateFn(url)
     touching, totals = recall._TouchFn(), metering._MeterFn()
     rating = rate._RateFn()
     archive = write._InsertFn(url, {"rating_keys": write.rating_key_rows, "usage_events": write.usage_event_rows})
     items = write._InsertFn(url, {"line_items": write.line_item_rows})
     for prepared in (validating, attributing, totals):
         prepared.setup()
-    for bundle in (touching, archive, items):
+    for bundle in (touching, deduplicating, archive, items):
         bundle.start_bundle()
-    seen: dict[bytes, _State] = {}
+    seen: dict[Any, _State] = {}
     usage: dict[bytes, list[bytes]] = {}
 
     def main(outputs: Any) -> list[Any]:
@@ -152,11 +153,13 @@ def run_stages(source: str, url: str) -> dict[str, Any]:
             for batch in batches:
                 touching.process(batch)
         with meter.stage("shard and pack"):
-            pieces = [piece.value for batch in batches for piece in sharding.process(batch)]
+            pieces = [piece for batch in batches for piece in sharding.process(batch)]
         with meter.stage("deduplicate"):
             batches = []
-            for key, piece in pieces:
-                batches += main(deduplicating.process((key, [piece]), seen.setdefault(key, _State())))
+            for stamped in pieces:
+                window = IntervalWindow(stamped.timestamp, stamped.timestamp + 86_400)
+                state = seen.setdefault((stamped.value[0], window), _State())
+                batches += main(deduplicating.process(stamped.value, [], window, state))
         with meter.stage("meter"):
             for batch in batches:
                 for key, packed in totals.process(batch, prices):

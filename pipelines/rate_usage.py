@@ -60,14 +60,15 @@ def build(pipeline: beam.Pipeline, options: Options) -> None:
     attributed = validated.events | "Attribute" >> AttributeEvents(catalog)
     # Behind attribute, as archived events are attributed already; before deduplicate, as they may come again.
     recalled = attributed.events | "Recall" >> RecallEvents(options.clickhouse)
-    inputs = {"fresh": attributed.events, "archived": recalled.events, "known": recalled.identities}
-    deduplicated = inputs | "Deduplicate" >> DeduplicateEvents(options.shards, options.horizon)
-    usage = deduplicated.events | "Meter" >> MeterUsage(catalog)
-    rated = usage | "Rate" >> RateUsage(catalog)
+    inputs = {"events": attributed.events, "identities": recalled.identities}
+    deduplicated = inputs | "Deduplicate" >> DeduplicateEvents(options.clickhouse, options.shards, options.horizon)
+    fresh = deduplicated.events | "Meter" >> MeterUsage(catalog)
+    archived = recalled.events | "MeterArchive" >> MeterUsage(catalog)
+    rated = (fresh, archived) | "Usage" >> beam.Flatten() | "Rate" >> RateUsage(catalog)
 
     # The keys first: an archived event must never name one that is not stored.
     archive = WriteRows(options.clickhouse, {"rating_keys": rating_key_rows, "usage_events": usage_event_rows})
-    deduplicated.fresh | "WriteUsageEvents" >> archive
+    deduplicated.events | "WriteUsageEvents" >> archive
     rated.line_items | "WriteLineItems" >> WriteRows(options.clickhouse, {"line_items": line_item_rows})
     rejects = (read.rejects, validated.rejects, attributed.rejects, deduplicated.rejects, rated.rejects)
     rejects | "Rejects" >> beam.Flatten() | "WriteRejects" >> WriteRows(options.clickhouse, {"rejects": reject_rows})

@@ -10,6 +10,7 @@ from typing import Any
 from hypothesis import strategies as st
 
 from meterline.schemas.catalog import Graduated, Package, PerUnit, Tier, UsagePrice, Volume
+from meterline.schemas.event import NUMBER
 
 Strategy = st.SearchStrategy
 
@@ -187,6 +188,9 @@ near_numbers = st.one_of(
             ["", "", "", "e0", "E2", "e-12", "e-13", "e+20", "e", "e400", "e-400", "e99999999999999999999"]
         ),
     ),
+    # The largest and smallest that are accepted, and the next ones.
+    st.sampled_from(["99999999999999999999", "100000000000000000000", "99999999999999999999.9999999999991"]),
+    st.sampled_from(["0.000000000001", "0.0000000000001", "1.0000000000000", "99999999999999999999.999999999999"]),
     st.sampled_from(["NaN", "Infinity", "0x1", "1_0", "1 ", " 1", "", "１", "x", "1e100", "1e99", "1" * 4001, "true"]),
 )
 
@@ -242,33 +246,57 @@ odd_json = st.sampled_from(
             "0.1",
         ),
         *('"0.1"', "-0", "0e999999999999", "1e20", "1e-13", "99999999999999999999.999999999999", "1e99", "1e100"),
-        *("1e-100", "1e-101", "01", "+1", ".5", "1.", "NaN", "Infinity", "nul", "tru", "'x'", "[1,]", '{"a":1,}'),
-        *("[" * 70 + "]" * 70, '"\t"', '"\\ud800"', '"\\x"', '"\\u12g4"', '"\\ud83e\\udd9c"', '"\x01"', '"\x7f"', '"'),
-        *("1" * 4001, '"' + "1" * 4001 + '"', "2147483648", "-2147483648", "1e2", "1.50", "100", '"1.50"', '"1e2"'),
-        *('{"tokens":5}', '{"tokens":null}', "5 "),
+        *(
+            "1e-100",
+            "1e-101",
+            "[" * 60 + "]" * 60,
+            '"\\ud800"',
+            '"\\ud83e\\udd9c"',
+            '"\x7f"',
+            '"\\u0000"',
+            "1e2",
+            "100",
+        ),
+        *('"' + "1" * 4001 + '"', "2147483648", "-2147483648", "1.50", '"1.50"', '"1e2"', '{"tokens":5}', "5 "),
+        '{"tokens":null}',
     ]
 )
-json_quantities = st.one_of(
-    st.integers(0, 10**6).map(str),
-    decimals(1000, 12).map(lambda value: format(value, "f")),
-    near_numbers,
-    json_strings(near_numbers),
-    odd_json,
-)
-json_texts = st.one_of(
-    json_strings(good_texts), json_strings(good_texts), json_strings(odd_texts), near_numbers, odd_json
+"""JSON that is seldom what is wanted."""
+
+broken_json = st.sampled_from(
+    [
+        *("01", "+1", ".5", "1.", "NaN", "Infinity", "nul", "tru", "'x'", "[1,]", '{"a":1,}', "[" * 70 + "]" * 70),
+        *('"\t"', '"\\x"', '"\\u12g4"', '"\x01"', '"', "1" * 4001, "{", "}", "", "1 2", '"a" "b"', '{"a"}', "{1:2}"),
+    ]
 )
 
 
-def _usually(good: Strategy[str], odd: Strategy[str]) -> Strategy[str]:
-    return st.integers(0, 11).flatmap(lambda chance: odd if chance == 0 else good)
+def _usually(good: Strategy[str], odd: Strategy[str], times: int = 15) -> Strategy[str]:
+    return st.sampled_from([True] * times + [False]).flatmap(lambda is_good: good if is_good else odd)
 
 
-_whitespace = st.sampled_from(["", "", "", "", " ", "\t", "\r", "\n", " \r\n", "\x0c", "\u00a0"])
+json_quantities = _usually(
+    st.one_of(
+        st.integers(0, 10**6).map(str),
+        decimals(1000, 12).map(lambda value: format(value, "f")),
+        near_numbers.filter(NUMBER.fullmatch),
+        json_strings(near_numbers),
+        odd_json,
+    ),
+    st.one_of(broken_json, near_numbers),
+)
+json_texts = _usually(
+    st.one_of(json_strings(good_texts), json_strings(good_texts), json_strings(odd_texts), odd_json), broken_json
+)
+json_dimensions = _usually(json_strings(good_texts), json_texts, 7)
+
+_whitespace = _usually(
+    st.sampled_from(["", "", "", "", " ", "\t", "\r", "\n", " \r\n"]), st.sampled_from(["\x0c", "\u00a0"]), 40
+)
 _members = {
     "specversion": _usually(st.just('"1.0"'), json_texts),
     "id": _usually(json_strings(st.text("abcü-0123", min_size=1, max_size=8)), json_texts),
-    "source": _usually(json_strings(st.sampled_from(["/s", "urn:x", "//h/ü", "a b"])), json_strings(near_uris)),
+    "source": _usually(json_strings(st.sampled_from(["/s", "urn:x", "//h/%20"])), json_strings(near_uris)),
     "type": _usually(st.sampled_from(['"api"', '"llm"', '"call"', '"\\u0061pi"']), json_texts),
     "time": _usually(
         json_strings(
@@ -279,50 +307,55 @@ _members = {
     "subject": _usually(json_strings(st.sampled_from(["acme", "user:1", "größe"])), json_texts),
 }
 _options = {
-    "tenantid": st.one_of(st.sampled_from(['"acme"', '""', "null", '"default"']), json_texts),
-    "datacontenttype": st.one_of(st.sampled_from(['"application/json"', '"Text/JSON; x"', "null"]), json_texts),
-    "dataschema": st.one_of(st.sampled_from(['"urn:x"', "null"]), json_strings(near_uris), json_texts),
-    "traceparent": st.one_of(st.sampled_from(['"00-ab"', '""', "null", "true", "7"]), json_texts),
-    "data_base64": st.sampled_from(["null", '""', '"e30="']),
-    "Upper": st.sampled_from(["null", "1"]),
-    "größe": json_texts,
-    "": json_texts,
+    "tenantid": _usually(st.sampled_from(['"acme"', '""', "null", '"default"']), json_texts, 4),
+    "datacontenttype": _usually(st.sampled_from(['"application/json"', '"Text/JSON; x"', "null"]), json_texts, 4),
+    "dataschema": _usually(st.sampled_from(['"urn:x"', "null"]), json_strings(near_uris), 4),
+    "traceparent": _usually(st.sampled_from(['"00-ab"', '""', "null", "true", "7"]), json_texts, 4),
+    "data_base64": _usually(st.just("null"), st.sampled_from(['""', '"e30="']), 4),
+    "Upper": _usually(st.just("null"), st.just("1"), 4),
+    "größe": _usually(st.just("null"), json_texts, 4),
+    "": _usually(st.just("null"), json_texts, 4),
 }
-# The properties that `scan_shape` reads, and some that it does not.
+# The properties that the tests' event types have, and some that no meter reads.
 _properties = {
-    "amount": json_quantities,
-    "usage": st.one_of(
-        json_quantities.map('{{"tokens":{}}}'.format), json_quantities.map('{{ "tokens" :{} ,"x":0}}'.format), odd_json
+    "amount": _usually(st.sampled_from(["1", "2.5", '"7"', "1e2", "0.10"]), json_quantities, 3),
+    "usage": _usually(
+        st.one_of(
+            json_quantities.map('{{"tokens":{}}}'.format),
+            json_quantities.map('{{ "tokens" :{} ,"x":0}}'.format),
+            st.just('{"tokens":5}'),
+        ),
+        odd_json,
     ),
-    "user": json_texts,
-    "region": json_texts,
-    "labels": st.one_of(json_texts.map('{{"model":{}}}'.format), odd_json),
-    "extra": st.one_of(json_texts, odd_json),
-}  # fmt: skip
+    "user": json_dimensions,
+    "region": json_dimensions,
+    "labels": _usually(json_dimensions.map('{{"model":{}}}'.format), odd_json),
+    "extra": json_texts,
+}
 
 
 @st.composite
 def _object(draw: st.DrawFn, members: list[tuple[str, str]]) -> str:
     space = draw(_whitespace)
     keys = [(json.dumps(name, ensure_ascii=False), value) for name, value in members]
-    if draw(st.integers(0, 15)) == 0 and keys:
+    if keys and draw(st.sampled_from([False] * 15 + [True])):
         name, _ = draw(st.sampled_from(keys))  # of a key that stands twice the last counts
         keys.insert(draw(st.integers(0, len(keys))), (name, draw(odd_json)))
-    if draw(st.integers(0, 7)) == 0:
+    if draw(st.sampled_from([False] * 7 + [True])):
         keys = draw(st.permutations(keys))
     return "{" + space + ",".join(f"{name}{space}:{space}{value}" for name, value in keys) + space + "}"
 
 
 @st.composite
 def event_texts(draw: st.DrawFn) -> bytes:
-    members = [(name, draw(value)) for name, value in _members.items() if draw(st.integers(0, 30))]
-    members += [(name, draw(value)) for name, value in _options.items() if not draw(st.integers(0, 8))]
-    properties = [(name, draw(value)) for name, value in _properties.items() if draw(st.integers(0, 12))]
-    data = draw(_usually(_object(properties), odd_json))
+    often, seldom = st.sampled_from([True] * 60 + [False]), st.sampled_from([False] * 7 + [True])
+    members = [(name, draw(value)) for name, value in _members.items() if draw(often)]
+    members += [(name, draw(value)) for name, value in _options.items() if draw(seldom)]
+    properties = [(name, draw(value)) for name, value in _properties.items() if draw(often)]
+    data = draw(_usually(_object(properties), odd_json, 30))
     text = draw(_object([*members, ("data", data)]))
-    before, after = draw(
-        st.sampled_from([("", "")] * 6 + [("\ufeff", ""), (" ", " "), ("\n", "\r"), ("", "}"), ("", "\x00")])
-    )
+    around = [*[("", "")] * 30, (" ", " "), ("\n", "\r"), ("\ufeff", ""), ("", "}"), ("", "\x00")]
+    before, after = draw(st.sampled_from(around))
     return (before + text + after).encode("utf-8", "surrogatepass")
 
 
@@ -339,4 +372,4 @@ def damaged(draw: st.DrawFn, records: Strategy[bytes]) -> bytes:
     return record
 
 
-event_records = st.one_of(event_texts(), event_texts(), damaged(event_texts()))
+event_records = st.one_of(event_texts(), event_texts(), event_texts(), damaged(event_texts()))

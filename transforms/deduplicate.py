@@ -7,9 +7,8 @@ The key is a shard of the identity's hash, the window a UTC day of event time, t
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from functools import cached_property
 from typing import Any, NamedTuple
 
 import apache_beam as beam
@@ -24,6 +23,7 @@ from apache_beam.utils.timestamp import Duration, Timestamp
 
 from meterline.schemas.event import Reason
 from meterline.schemas.records import RatingKey, Reject
+from meterline.transforms.recall import archived_twins
 
 DAY_SECONDS = 86_400
 # Lateness that the runner allows beyond the horizon, so that it never drops what `validate` accepted.
@@ -32,10 +32,7 @@ _IPC = pa.ipc.IpcWriteOptions(compression="lz4")
 
 
 class Deduplicated(NamedTuple):
-    """`events` are all that count, archived ones among them; `fresh` are those of them that are to be archived."""
-
     events: beam.PCollection[pa.RecordBatch]
-    fresh: beam.PCollection[pa.RecordBatch]
     rejects: beam.PCollection[Reject]
 
 
@@ -44,34 +41,29 @@ class DeduplicateEvents(beam.PTransform):
     """Let the first event of an identity pass; archived events came before all others.
 
     Args:
+      url: Of the database with the archive; none where nothing is archived.
       shards: Number of keys: how many workers can share the work.
       horizon: Oldest accepted age of an event; none where input is bounded and state ends with the run.
     """
 
+    url: str | None = None
     shards: int = 1
     horizon: timedelta | None = None
 
     @no_annotations
     def expand(self, inputs: dict[str, beam.PCollection[pa.RecordBatch]]) -> Deduplicated:
-        """`inputs` has `fresh` events and, where the archive joins, `archived` events and `known` identities."""
+        """`inputs` has attributed `events` and, where there is an archive, the `identities` it has of their days."""
         lateness = Duration(seconds=int(((self.horizon or timedelta(0)) + SLACK).total_seconds()))
-        pieces = [
-            events | f"Shard_{name}" >> beam.ParDo(_ShardFn(self.shards, name)).with_output_types(tuple[bytes, bytes])
-            for name, events in sorted(inputs.items())
-        ]
-        keyed = (
-            pieces
-            | "Join" >> beam.Flatten()
+        events = inputs["events"]
+        identities = inputs.get("identities") or events.pipeline | "NoIdentities" >> beam.Create([], reshuffle=False)
+        # A side input, and so complete before the first event is looked at.
+        known = beam.pvalue.AsIter(identities | "ShardIdentities" >> beam.ParDo(_ShardIdentitiesFn(self.shards)))
+        deduplicated = (
+            events
+            | "Shard" >> beam.ParDo(_ShardFn(self.shards)).with_output_types(tuple[bytes, bytes])
             | "ByDay" >> beam.WindowInto(FixedWindows(DAY_SECONDS), allowed_lateness=lateness)
+            | "Deduplicate" >> beam.ParDo(_DeduplicateFn(self.url), known).with_outputs("rejects", main="events")
         )
-        # With bounded input all pieces of a key are there at once, so that archived ones can go first.
-        together = (
-            keyed | "ByKey" >> beam.GroupByKey()
-            if keyed.is_bounded
-            else keyed | "Each" >> beam.MapTuple(lambda key, piece: (key, [piece]))
-        )
-        deduplicate = beam.ParDo(_DeduplicateFn()).with_outputs("fresh", "rejects", main="events")
-        deduplicated = together | "Deduplicate" >> deduplicate
         return Deduplicated(
             *(
                 deduplicated[name] | f"Forever_{name}" >> beam.WindowInto(GlobalWindows())
@@ -80,25 +72,36 @@ class DeduplicateEvents(beam.PTransform):
         )
 
 
-# What a piece holds, in the order in which the pieces of a key are looked at: archived events, identities of archived
-# events that are not wanted themselves, and fresh events.
-_MARKS = {"archived": b"\x00", "known": b"\x01", "fresh": b"\x02"}
+class _ShardIdentitiesFn(beam.DoFn):
+    """Archived identities by day and shard, packed."""
+
+    def __init__(self, shards: int) -> None:
+        self._shards = shards
+
+    def process(self, archived: pa.RecordBatch) -> Iterator[tuple[int, int, bytes]]:
+        for day, shard, part in _cut(archived, self._shards):
+            yield day, shard, b"".join(part["identity"].to_pylist())
+
+
+def _cut(events: pa.RecordBatch, shards: int) -> Iterator[tuple[int, int, pa.RecordBatch]]:
+    """The rows of each UTC day and shard."""
+    days = np.asarray(events["time"].cast(pa.int64())) // (DAY_SECONDS * 1_000_000)
+    shard_of_row = identity_columns(events["identity"])[0] % np.uint64(shards)
+    pieces, piece_of_row = np.unique(days * shards + shard_of_row.astype(np.int64), return_inverse=True)
+    for number, piece in enumerate(pieces.tolist()):
+        whole = len(pieces) == 1
+        yield *divmod(piece, shards), events if whole else events.take(pa.array(np.flatnonzero(piece_of_row == number)))
 
 
 class _ShardFn(beam.DoFn):
-    """Cut batches by day and shard; what crosses the shuffle is a mark and compressed Arrow."""
+    """Cut batches by day and shard; what crosses the shuffle is compressed Arrow."""
 
-    def __init__(self, shards: int, name: str) -> None:
-        self._shards, self._mark = shards, _MARKS[name]
+    def __init__(self, shards: int) -> None:
+        self._shards = shards
 
     def process(self, events: pa.RecordBatch) -> Iterator[Any]:
-        days = np.asarray(events["time"].cast(pa.int64())) // (DAY_SECONDS * 1_000_000)
-        shards = identity_columns(events["identity"])[0] % np.uint64(self._shards)
-        pieces, piece_of_row = np.unique(days * self._shards + shards.astype(np.int64), return_inverse=True)
-        for number, piece in enumerate(pieces.tolist()):
-            day, shard = divmod(piece, self._shards)
-            part = events if len(pieces) == 1 else events.take(pa.array(np.flatnonzero(piece_of_row == number)))
-            yield TimestampedValue((b"%d" % shard, self._mark + to_bytes(part)), Timestamp(day * DAY_SECONDS))
+        for day, shard, part in _cut(events, self._shards):
+            yield TimestampedValue((b"%d" % shard, to_bytes(part)), Timestamp(day * DAY_SECONDS))
 
 
 def to_bytes(events: pa.RecordBatch) -> bytes:
@@ -182,73 +185,76 @@ class _DeduplicateFn(beam.DoFn):
 
     SEEN = ReadModifyWriteStateSpec("seen", BytesCoder())
 
+    def __init__(self, url: str | None) -> None:
+        self._url = url
+
+    def start_bundle(self) -> None:
+        self._known: dict[tuple[int, int], list[bytes]] | None = None
+
     def process(
         self,
-        keyed: tuple[bytes, Iterable[bytes]],
+        keyed: tuple[bytes, bytes],
+        known: Iterable[tuple[int, int, bytes]],
+        window: Any = beam.DoFn.WindowParam,
         state: Any = beam.DoFn.StateParam(SEEN),
     ) -> Iterator[Any]:
-        seen = Seen(state.read())
-        before = len(seen)
-        archived = _Archived()
-        for piece in sorted(keyed[1], key=lambda piece: piece[:1]):
-            events = from_bytes(memoryview(piece)[1:])
-            is_fresh = piece[:1] == _MARKS["fresh"]
-            is_new, first_content = seen.add(events["identity"])
-            if is_fresh:
-                yield from _told(events, is_new, first_content, archived)
-            if is_new.any() and piece[:1] != _MARKS["known"]:
-                kept = events if is_new.all() else events.filter(pa.array(is_new))
-                yield kept
-                if is_fresh:
-                    yield beam.pvalue.TaggedOutput("fresh", kept)
-                else:
-                    archived.batches.append(kept)
-        if len(seen) > before:
+        shard, piece = keyed
+        stored = state.read()
+        seen = Seen(stored) if stored else self._archived(known, int(window.start) // DAY_SECONDS, int(shard))
+        events = from_bytes(piece)
+        is_new, first_content = seen.add(events["identity"])
+        yield from self._told(events, is_new, first_content)
+        if is_new.any():
             state.write(bytes(seen))
+            yield events if is_new.all() else events.filter(pa.array(is_new))
 
+    def _archived(self, known: Iterable[tuple[int, int, bytes]], day: int, shard: int) -> Seen:
+        """What is archived of a key: how its state begins."""
+        if self._known is None:
+            self._known = {}
+            for of_day, of_shard, packed in known:
+                self._known.setdefault((of_day, of_shard), []).append(packed)
+        packed = b"".join(self._known.get((day, shard), []))
+        seen = Seen()
+        seen.add(pa.Array.from_buffers(pa.binary(16), len(packed) // 16, [None, pa.py_buffer(packed)]))
+        return seen
 
-def _told(
-    events: pa.RecordBatch, is_new: np.ndarray, first_content: np.ndarray, archived: _Archived
-) -> Iterator[beam.pvalue.TaggedOutput]:
-    """Count fresh events by what became of them, and reject the conflicts."""
-    content = identity_columns(events["identity"])[2]
-    doubtful = np.flatnonzero(~is_new & (content != first_content))
-    conflicts = [row for row in doubtful.tolist() if not archived.has_same(events, row)]
-    Metrics.counter("deduplicate", "accepted").inc(int(is_new.sum()))
-    Metrics.counter("deduplicate", "duplicate").inc(int((~is_new).sum()) - len(conflicts))
-    for row in conflicts:
-        Metrics.counter("deduplicate", Reason.CONFLICT).inc()
-        yield beam.pvalue.TaggedOutput("rejects", _conflict(events, row, first_content[row], content[row]))
+    def _told(self, events: pa.RecordBatch, is_new: np.ndarray, first_content: np.ndarray) -> Iterator[Any]:
+        """Count events by what became of them, and reject the conflicts."""
+        content = identity_columns(events["identity"])[2]
+        doubtful = np.flatnonzero(~is_new & (content != first_content))
+        same = self._same_but_for_meters(events.take(pa.array(doubtful))) if len(doubtful) and self._url else []
+        conflicts = [row for row in doubtful.tolist() if events["identity"][row].as_py() not in same]
+        Metrics.counter("deduplicate", "accepted").inc(int(is_new.sum()))
+        Metrics.counter("deduplicate", "duplicate").inc(int((~is_new).sum()) - len(conflicts))
+        for row in conflicts:
+            Metrics.counter("deduplicate", Reason.CONFLICT).inc()
+            yield beam.pvalue.TaggedOutput("rejects", _conflict(events, row, first_content[row], content[row]))
 
-
-@dataclass
-class _Archived:
-    """The archived events of a key."""
-
-    batches: list[pa.RecordBatch] = field(default_factory=list)
-
-    @cached_property
-    def _places(self) -> dict[bytes, tuple[int, int]]:
-        return {
-            identity[:12]: (number, row)
-            for number, batch in enumerate(self.batches)
-            for row, identity in enumerate(batch["identity"].to_pylist())
-        }
-
-    def has_same(self, events: pa.RecordBatch, row: int) -> bool:
-        """Whether an event equals the archived one of its identity in all that both were metered for.
+    def _same_but_for_meters(self, events: pa.RecordBatch) -> set[bytes]:
+        """Identities of events that equal the archived one of their id in all that both were metered for.
 
         The hash of the content covers the meters of the catalog, so it changes when a meter is added; a copy of an
         older event is a duplicate all the same.
         """
-        found = self._places.get(events["identity"][row].as_py()[:12])
-        if found is None:
-            return False
-        batch, place = self.batches[found[0]], found[1]
-        if any(events[part][row].as_py() != batch[part][place].as_py() for part in ("time", "type", "subject")):
-            return False
-        mine, first = _metered(events, row), _metered(batch, place)
-        return mine.keys() != first.keys() and all(mine[meter] == first[meter] for meter in mine.keys() & first.keys())
+        assert self._url is not None
+        archived = {
+            batch["identity"][row].as_py()[:12]: (batch, row)
+            for batch in archived_twins(self._url, events)
+            for row in range(batch.num_rows)
+        }
+        same = set()
+        for row, identity in enumerate(events["identity"].to_pylist()):
+            batch, place = archived.get(identity[:12], (None, 0))
+            if batch is None or any(
+                events[part][row].as_py() != batch[part][place].as_py() for part in ("time", "type", "subject")
+            ):
+                continue
+            mine, first = _metered(events, row), _metered(batch, place)
+            both = mine.keys() & first.keys()
+            if mine.keys() != first.keys() and all(mine[meter] == first[meter] for meter in both):
+                same.add(identity)
+        return same
 
 
 def _metered(events: pa.RecordBatch, row: int) -> dict[str, tuple[Any, ...]]:

@@ -14,6 +14,7 @@ import apache_beam as beam
 import msgspec
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from apache_beam.metrics import Metrics
 from apache_beam.typehints.decorators import no_annotations
 
@@ -162,12 +163,39 @@ class _RecallFn(beam.DoFn):
                 yield beam.pvalue.TaggedOutput("identities", batch)
 
 
+_TWINS = """
+SELECT tenant_id, source, id, type, subject, time, received_time, account_id, billing_account_id, identity,
+       rating_keys, quantities, counted_values
+FROM usage_events FINAL
+WHERE time >= fromUnixTimestamp64Micro({first:Int64}, 'UTC') AND time <= fromUnixTimestamp64Micro({last:Int64}, 'UTC')
+  AND hex(substring(identity, 1, 12)) IN {names:Array(String)}
+"""
+_TWIN_KEYS = """
+SELECT rating_key_id, rating_key FROM rating_keys FINAL WHERE rating_key_id IN {ids:Array(UInt64)}
+"""
+_TWINS_AT_ONCE = 5_000
+
+
+def archived_twins(url: str, events: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
+    """Archived events with the ids of some events, at the times that these span."""
+    times = np.asarray(events["time"].cast(pa.int64()))
+    names = [identity[:12].hex().upper() for identity in events["identity"].to_pylist()]
+    for start in range(0, len(names), _TWINS_AT_ONCE):
+        some = names[start : start + _TWINS_AT_ONCE]
+        rows = clickhouse.query(url, _TWINS, {"first": int(times.min()), "last": int(times.max()), "names": some})
+        if rows.num_rows:
+            ids = pc.list_flatten(rows["rating_keys"]).unique().to_pylist()
+            yield from _with_keys(rows, clickhouse.query(url, _TWIN_KEYS, {"ids": ids}))
+
+
 def recalled(url: str, parameters: dict[str, object]) -> Iterator[pa.RecordBatch]:
     """Archived events of accounts in a span of time, in the schema of attributed events, without payload."""
     rows = clickhouse.query(url, _SELECT, parameters)
-    if not rows.num_rows:
-        return
-    keys = clickhouse.query(url, _KEYS, parameters)
+    if rows.num_rows:
+        yield from _with_keys(rows, clickhouse.query(url, _KEYS, parameters))
+
+
+def _with_keys(rows: pa.Table, keys: pa.Table) -> Iterator[pa.RecordBatch]:
     ids = np.asarray(keys["rating_key_id"])
     order = np.argsort(ids)
     texts = keys["rating_key"].to_pylist()
