@@ -41,6 +41,8 @@ class Options:
       received_time: The run's `--now`, microseconds since 1970: what counts as the future does not depend on a clock.
       horizon: Oldest accepted age of an event; none for no bound (files).
       shards: Keys that deduplication is spread over.
+      has_archive: Whether the database may hold events already. Where it surely does not, nothing has to be awaited
+        before the first event is counted, and a run on one machine holds less in memory.
     """
 
     inputs: tuple[str, ...]
@@ -49,6 +51,7 @@ class Options:
     received_time: int
     horizon: timedelta | None = None
     shards: int = 1
+    has_archive: bool = True
 
 
 def build(pipeline: beam.Pipeline, options: Options) -> None:
@@ -58,13 +61,16 @@ def build(pipeline: beam.Pipeline, options: Options) -> None:
     read = pipeline | "Read" >> ReadFiles(list(options.inputs), options.received_time)
     validated = read.blocks | "Validate" >> ValidateEvents(catalog, options.horizon)
     attributed = validated.events | "Attribute" >> AttributeEvents(catalog)
-    # Behind attribute, as archived events are attributed already; before deduplicate, as they may come again.
-    recalled = attributed.events | "Recall" >> RecallEvents(options.clickhouse)
-    inputs = {"events": attributed.events, "identities": recalled.identities}
+    inputs = {"events": attributed.events}
+    archived = []
+    if options.has_archive:
+        # Behind attribute, as archived events are attributed already; before deduplicate, as they may come again.
+        recalled = attributed.events | "Recall" >> RecallEvents(options.clickhouse)
+        inputs["identities"] = recalled.identities
+        archived.append(recalled.events | "MeterArchive" >> MeterUsage(catalog))
     deduplicated = inputs | "Deduplicate" >> DeduplicateEvents(options.clickhouse, options.shards, options.horizon)
     fresh = deduplicated.events | "Meter" >> MeterUsage(catalog)
-    archived = recalled.events | "MeterArchive" >> MeterUsage(catalog)
-    rated = (fresh, archived) | "Usage" >> beam.Flatten() | "Rate" >> RateUsage(catalog)
+    rated = (fresh, *archived) | "Usage" >> beam.Flatten() | "Rate" >> RateUsage(catalog)
 
     # The keys first: an archived event must never name one that is not stored.
     archive = WriteRows(options.clickhouse, {"rating_keys": rating_key_rows, "usage_events": usage_event_rows})

@@ -123,7 +123,9 @@ def rate_files(
 
     paths, size = find_files(patterns)
     clickhouse.ready(url)
-    options = rate_usage.Options(paths, catalog, url, (now - _EPOCH) // timedelta(microseconds=1), horizon)
+    has_archive = clickhouse.query(url, "SELECT 1 FROM usage_events LIMIT 1").num_rows > 0
+    received = (now - _EPOCH) // timedelta(microseconds=1)
+    options = rate_usage.Options(paths, catalog, url, received, horizon, has_archive=has_archive)
     started = datetime.now(UTC)
     with _display(console, size):
         counters = direct.run(lambda pipeline: rate_usage.build(pipeline, options))
