@@ -420,15 +420,16 @@ def main() -> None:
 
 
 def _told(error: Exception) -> int:
+    from meterline.runners.explain import NotFound
     from meterline.runners.jobs import InputError
     from meterline.transforms.clickhouse import DatabaseError
     from meterline.transforms.rules.periods import PeriodError
 
     message = str(error).split(" [while running '")[0]
-    code = {DatabaseError: 3, InputError: 2, PeriodError: 2}.get(
-        type(error), 2 if type(error).__name__ == "NotFound" else 1
-    )
-    if isinstance(error, OSError):
+    code = 1
+    if isinstance(error, DatabaseError):
+        code = 3
+    elif isinstance(error, (InputError, PeriodError, NotFound, OSError)):
         code = 2
     err.print("[red]error:[/]", end=" ")
     if code == 1 and not os.environ.get("METERLINE_DEBUG"):

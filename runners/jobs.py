@@ -21,6 +21,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from meterline.pipelines import invoice_accounts, rate_usage
+from meterline.runners.lease import held
 from meterline.schemas.arrow import MICROSECONDS
 from meterline.schemas.catalog import Catalog
 from meterline.schemas.records import RatingKey
@@ -127,7 +128,7 @@ def rate_files(
     received = (now - _EPOCH) // timedelta(microseconds=1)
     options = rate_usage.Options(paths, catalog, url, received, horizon, has_archive=has_archive)
     started = datetime.now(UTC)
-    with _display(console, size):
+    with held(url, "rate_usage"), _display(console, size):
         counters = direct.run(lambda pipeline: rate_usage.build(pipeline, options))
     finished = datetime.now(UTC)
     report = _report(counters, paths, now, (finished - started).total_seconds())
@@ -154,7 +155,7 @@ def rerate_archive(period: str, catalog: Catalog, url: str, *, console: Console 
     if not spans:
         return 0, 0
     options = rate_usage.Options((), catalog, url, 0)
-    with _display(console, 0):
+    with held(url, "rate_usage"), _display(console, 0):
         counters = direct.run(lambda pipeline: rate_usage.rebuild(pipeline, options, sorted(spans)))
     return counters.get("recall/events", 0), counters.get("rate/line_items", 0)
 
@@ -251,7 +252,8 @@ def make_invoices(options: invoice_accounts.Options) -> InvoiceReport:
     from meterline.runners import direct
 
     clickhouse.ready(options.clickhouse)
-    counters = direct.run(lambda pipeline: invoice_accounts.build(pipeline, options))
+    with held(options.clickhouse, "invoice_accounts"):
+        counters = direct.run(lambda pipeline: invoice_accounts.build(pipeline, options))
     count: Callable[[str], int] = lambda name: counters.get(f"invoice/{name}", 0)  # noqa: E731
     return InvoiceReport(options.period, count("draft"), count("issued"), count("nothing_to_bill"), count("not_ended"))
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import zoneinfo
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
 
 from meterline.transforms import clickhouse
+from tests.bridge import served
 
 # The oracles of the tests read time zones as the product does: from the pinned tzdata, not from the system.
 zoneinfo.reset_tzpath(to=[])
@@ -40,3 +42,10 @@ def empty_tables(url: str) -> None:
     for (name,) in client.query("SELECT name FROM system.tables WHERE database = currentDatabase()").result_rows:
         if name != "schema_migrations":
             client.command(f"TRUNCATE TABLE {name}")
+
+
+@pytest.fixture
+def server(database: str) -> Iterator[str]:
+    """The same database behind ClickHouse's HTTP interface."""
+    with served(database) as url:
+        yield url

@@ -6,7 +6,8 @@ import hashlib
 import random
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import lru_cache, partial
 from importlib import resources
@@ -82,6 +83,7 @@ def _client(url: str, settings: dict[str, int | str]) -> Client:
                 database=unquote(parts.path.strip("/")) or "default",
                 settings=dict(settings),
                 connect_timeout=10,
+                autogenerate_session_id=False,  # A lease is renewed while the job's own statements run.
             )
     except (ClickHouseError, OSError, RuntimeError, ValueError) as error:
         raise DatabaseError(f"no ClickHouse answers at {redacted(url)}: {_cause(error)}") from None
@@ -243,6 +245,8 @@ def insert(url: str, table: str, rows: pa.Table) -> None:
         return
     client = connect(url)
     for attempt in range(_TRIES):
+        for check in _CHECKS:
+            check()
         try:
             client.insert_arrow(table, rows)
             seen.rows_stored += rows.num_rows
@@ -255,6 +259,28 @@ def insert(url: str, table: str, rows: pa.Table) -> None:
             time.sleep(2**attempt * (0.5 + random.random() / 2))
         except ClickHouseError as error:
             raise DatabaseError(f"ClickHouse at {redacted(url)} refused rows of {table}: {first_line(error)}") from None
+
+
+def command(url: str, sql: str, parameters: dict[str, Any] | None = None) -> None:
+    """Run a statement.
+
+    Raises:
+      DatabaseError: with ClickHouse's message.
+    """
+    _guarded(url, lambda: connect(url).command(sql, parameters=parameters))
+
+
+_CHECKS: list[Callable[[], None]] = []
+
+
+@contextmanager
+def guarded_by(check: Callable[[], None]) -> Iterator[None]:
+    """Have every insert of this process call `check` first, which raises when nothing may be written any more."""
+    _CHECKS.append(check)
+    try:
+        yield
+    finally:
+        _CHECKS.remove(check)
 
 
 def query(url: str, sql: str, parameters: dict[str, Any] | None = None, *, as_text: bool = True) -> pa.Table:
