@@ -10,6 +10,7 @@ import random
 import shutil
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from decimal import Decimal
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -139,6 +140,8 @@ def run(folder: Path, out: Console, *, fresh: bool = False) -> None:
     for head in heads:
         out.print(tables.invoice_lines(head, [line for one, line in lines if one is head]))
 
+    _adds_up(url, lines, out)
+
     out.print("[bold]3. Explain[/] one line of it, down to events", highlight=False)
     chosen = max(
         (line for _, line in lines if line["meter_id"]),
@@ -170,6 +173,24 @@ def _counted(url: str, archived: int, out: Console) -> None:
         same = row["events"] == archived
         verdict = "[green]= events archived[/]" if same else f"[red]≠ {archived:,} events archived[/]"
         made.add_row(row["meter_id"], tables.number(row["events"]), verdict)
+    out.print(made)
+
+
+def _adds_up(url: str, lines: list[tuple[dict[str, Any], dict[str, Any]]], out: Console) -> None:
+    """Line items and fees are the invoice lines, unrounded; the lines are the invoices, to the cent."""
+    sql = "SELECT CAST(sum(toDecimal256(amount, 18)), 'Decimal(38, 18)') AS amount FROM line_items FINAL"
+    items = clickhouse.query(url, sql).column("amount")[0].as_py()
+    fees = sum((line["exact_amount"] for _, line in lines if not line["meter_id"]), Decimal(0))
+    exact = sum((line["exact_amount"] for _, line in lines), Decimal(0))
+    rounded = sum((line["amount"] for _, line in lines), Decimal(0))
+    totals = {head["invoice_id"]: head["total"] for head, _ in lines}
+    made = tables.table("The money adds up", "", ">USD", "")
+    made.add_row("line items", tables.number(items), "")
+    made.add_row("fixed fees", tables.number(fees), "")
+    verdict = "[green]= line items and fees[/]" if exact == items + fees else "[red]≠ line items and fees[/]"
+    made.add_row("invoice lines, unrounded", tables.number(exact), verdict)
+    verdict = "[green]= totals of the invoices[/]" if rounded == sum(totals.values()) else "[red]≠ totals[/]"
+    made.add_row("invoice lines, each charge rounded once", tables.number(rounded), verdict)
     out.print(made)
 
 
