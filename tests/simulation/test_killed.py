@@ -1,0 +1,89 @@
+"""A run that is killed with SIGKILL, and run again, gives the rows of a run that nothing happened to."""
+
+from __future__ import annotations
+
+import os
+import random
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from meterline.runners.demo import quickstart, usage_lines
+
+KILLS = 3
+SEEDS = int(os.environ.get("METERLINE_KILL_SEEDS", "3"))
+COPIES = 6
+ROWS = {
+    "line_items": "SELECT * FROM line_items FINAL ORDER BY ALL",
+    "usage_events": "SELECT * EXCEPT (received_time) FROM usage_events FINAL ORDER BY ALL",
+    "rejects": "SELECT * FROM rejects FINAL ORDER BY ALL",
+}
+COMMAND = [sys.executable, "-m", "meterline.runners.cli"]
+
+
+@pytest.fixture(scope="module")
+def usage(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file: Path = tmp_path_factory.mktemp("killed") / "usage.ndjson"
+    lines = usage_lines()
+    with file.open("wb") as out:
+        for copy in range(COPIES):
+            out.writelines(line.replace(b"req-", b"r%d-" % copy) + b"\n" for line in lines)
+    return file
+
+
+def rate(usage: Path, folder: Path) -> subprocess.Popen[bytes]:
+    words = [
+        "rate",
+        "--input",
+        str(usage),
+        "--catalog",
+        str(quickstart() / "catalog"),
+        "--clickhouse",
+        f"chdb://{folder}",
+    ]
+    words += ["--now", "2023-11-17T00:00:00Z", "--json"]
+    return subprocess.Popen([*COMMAND, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+def complete(usage: Path, folder: Path) -> None:
+    run = rate(usage, folder)
+    _, err = run.communicate(timeout=120)
+    assert run.returncode == 0, err.decode()
+
+
+def rows(folder: Path) -> dict[str, str]:
+    def ask(sql: str) -> str:
+        words = ["query", sql, "--format", "tsv", "--clickhouse", f"chdb://{folder}"]
+        return subprocess.run([*COMMAND, *words], capture_output=True, text=True, check=True, timeout=120).stdout
+
+    return {table: ask(sql) for table, sql in ROWS.items()}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(usage: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, str], float]:
+    folder = tmp_path_factory.mktemp("undisturbed") / "db"
+    started = time.monotonic()
+    complete(usage, folder)
+    return rows(folder), time.monotonic() - started
+
+
+@pytest.mark.parametrize("seed", range(SEEDS))
+def test_a_killed_run_is_completed_by_the_same_command(
+    seed: int, usage: Path, undisturbed: tuple[dict[str, str], float], tmp_path: Path
+) -> None:
+    expected, seconds = undisturbed
+    chance = random.Random(seed)
+    for _ in range(KILLS):
+        run = rate(usage, tmp_path / "db")
+        try:
+            run.communicate(timeout=chance.uniform(0.3, 1.0) * seconds)
+        except subprocess.TimeoutExpired:
+            run.kill()
+            run.communicate()
+    complete(usage, tmp_path / "db")
+    found = rows(tmp_path / "db")
+    for table, text in expected.items():
+        assert found[table] == text, f"{table} differs; METERLINE_KILL_SEEDS={seed + 1} runs it again"
