@@ -16,7 +16,7 @@ import apache_beam as beam
 import pyarrow as pa
 from apache_beam.metrics import Metrics
 
-from meterline.schemas.arrow import AMOUNT, QUANTITY
+from meterline.schemas.arrow import MONEY, QUANTITY
 from meterline.schemas.catalog import Catalog
 from meterline.schemas.records import Invoice, InvoiceLine, RatingKey, rating_key_id
 from meterline.transforms import clickhouse
@@ -81,7 +81,7 @@ def build(pipeline: beam.Pipeline, options: Options) -> None:
 _TOTALS = """
 SELECT rating_key, account_id, any(currency) AS currency,
        CAST(sum(toDecimal256(quantity_to, 12) - toDecimal256(quantity_from, 12)), 'Decimal(38, 12)') AS quantity,
-       CAST(sum(toDecimal256(amount, 18)), 'Decimal(38, 18)') AS amount
+       sum(toDecimal256(amount, 18)) AS amount
 FROM (SELECT * FROM line_items FINAL) AS line_items
 INNER JOIN (SELECT rating_key_id, rating_key FROM rating_keys FINAL) AS rating_keys USING (rating_key_id)
 WHERE charge_id != '' AND period_start >= {since:DateTime64(0, 'UTC')} AND period_start < {until:DateTime64(0, 'UTC')}
@@ -92,7 +92,7 @@ _POSTED = """
 SELECT tenant_id, billing_account_id, account_id, subscription_id, charge_id, meter_id, rate_card_version,
        dimensions, period_start, period_end, currency,
        CAST(sum(toDecimal256(quantity, 12)), 'Decimal(38, 12)') AS quantity,
-       CAST(sum(toDecimal256(amount, 18)), 'Decimal(38, 18)') AS amount
+       sum(toDecimal256(amount, 18)) AS amount
 FROM invoice_lines FINAL
 WHERE invoice_id IN (SELECT invoice_id FROM invoices FINAL WHERE status = 'issued' AND period = {label:String})
   AND cityHash64(billing_account_id) % {parts:UInt32} = {part:UInt32}
@@ -133,7 +133,9 @@ class _ReadTotalsFn(beam.DoFn):
         yield from statements(options.period, book, used, posted, issued, wanted)
 
     def _wanted(self, part: int, book: Directory) -> list[str]:
-        accounts = self._options.accounts or [account.id for account in book.catalog.accounts if account.is_billed]
+        accounts = list(self._options.accounts) or [
+            account.id for account in book.catalog.accounts if account.is_billed
+        ]
         sql = "SELECT arrayJoin({accounts:Array(String)}) AS account, cityHash64(account) % {parts:UInt32} AS part"
         rows = clickhouse.query(self._options.clickhouse, sql, {"accounts": accounts, "parts": self._parts}).to_pylist()
         return [row["account"] for row in rows if row["part"] == part]
@@ -234,8 +236,8 @@ def line_rows(invoices: Iterable[Invoice]) -> pa.Table:
             "description": [line.description for line in lines],
             "unit": [line.unit for line in lines],
             "quantity": pa.array([line.quantity for line in lines], QUANTITY),
-            "exact_amount": pa.array([line.exact_amount for line in lines], AMOUNT),
-            "amount": pa.array([line.amount for line in lines], AMOUNT),
+            "exact_amount": pa.array([line.exact_amount for line in lines], MONEY),
+            "amount": pa.array([line.amount for line in lines], MONEY),
             "currency": [invoice.currency for invoice, _, _ in pairs],
             "reason": [line.reason for line in lines],
         }
@@ -256,7 +258,7 @@ def posting_rows(invoices: Iterable[Invoice]) -> pa.Table:
             "tenant_id": [invoice.tenant_id for invoice, _, _ in entries],
             "billing_account_id": [invoice.billing_account_id for invoice, _, _ in entries],
             "ledger_account": [account for _, account, _ in entries],
-            "amount": pa.array([amount for _, _, amount in entries], AMOUNT),
+            "amount": pa.array([amount for _, _, amount in entries], MONEY),
             "currency": [invoice.currency for invoice, _, _ in entries],
             "posted_at": pa.array([int(invoice.made_at.timestamp()) for invoice, _, _ in entries], _SECONDS),
         }
@@ -280,7 +282,7 @@ def invoice_rows(invoices: list[Invoice]) -> pa.Table:
             "period": column(lambda one: one.period),
             "sequence": column(lambda one: one.sequence, pa.uint32()),
             "currency": column(lambda one: one.currency),
-            "total": column(lambda one: one.total, AMOUNT),
+            "total": column(lambda one: one.total, MONEY),
             "content_hash": column(lambda one: one.content_hash),
             "corrects": column(lambda one: one.number_of(1) if one.sequence > 1 else ""),
             "made_at": column(lambda one: int(one.made_at.timestamp()), _SECONDS),

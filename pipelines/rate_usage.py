@@ -1,10 +1,10 @@
 """rate_usage: usage events in, rated line items and the archive out.
 
-    read ─▶ validate ─▶ attribute ─▶ deduplicate ─▶ meter ─▶ rate ─▶ line_items
-     │         │          │  │            ▲ │         ▲       │
-     │         │          │  └▶ recall ───┴─┼─────────┘       │
-     ▼         ▼          ▼                 ▼                 ▼
-    rejects                        usage_events, rating_keys  rejects
+read ─▶ validate ─▶ attribute ─▶ deduplicate ─▶ meter ─▶ rate ─▶ line_items
+ │         │          │  │            ▲ │         ▲       │
+ │         │          │  └▶ recall ───┴─┼─────────┘       │
+ ▼         ▼          ▼                 ▼                 ▼
+rejects                        usage_events, rating_keys  rejects
 """
 
 from __future__ import annotations

@@ -65,6 +65,12 @@ _USED = """
         FROM usage_events FINAL
     )
 """
+# Keys that could not be priced: their events are archived, and they have no line items.
+_REJECTED = """
+    SELECT rating_key_id FROM rating_keys
+    WHERE rating_key IN (SELECT payload FROM rejects WHERE stage = 'rate')
+      AND rating_key_id NOT IN (SELECT rating_key_id FROM line_items)
+"""
 # Name of the law, what is counted, and the rows that break it.
 _LAWS: tuple[tuple[str, str, str], ...] = (
     (
@@ -99,7 +105,14 @@ _LAWS: tuple[tuple[str, str, str], ...] = (
             FULL OUTER JOIN (
                 SELECT rating_key_id, account_id, window_start AS window, event_count AS events FROM line_items FINAL
             ) AS items USING (rating_key_id, account_id, window)
-            WHERE archive.events != items.events ORDER BY rating_key_id, window_start""",
+            WHERE archive.events != items.events AND rating_key_id NOT IN ({_REJECTED})
+            ORDER BY rating_key_id, window_start""",
+    ),
+    (
+        "every rating key was priced, none was rejected at rate",
+        "SELECT uniqExact(rating_key_id) AS rating_keys FROM rating_keys",
+        f"""SELECT rating_key_id, any(rating_key) AS rating_key FROM rating_keys WHERE rating_key_id IN ({_REJECTED})
+           GROUP BY rating_key_id ORDER BY rating_key_id""",
     ),
     (
         "line items of a rating key tile: each starts where the one before it ends",

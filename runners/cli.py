@@ -66,7 +66,9 @@ def instant(text: str | None) -> datetime:
         return datetime.now(UTC)
     try:
         found = datetime.fromisoformat(text)
-    except ValueError:
+        if found.tzinfo is not None and not 1970 <= found.astimezone(UTC).year < 2200:
+            raise ValueError("outside the years 1970 to 2199")
+    except (ValueError, OverflowError):
         raise typer.BadParameter(f"expected an instant like 2026-11-01T00:00:00Z, got {text!r}") from None
     if found.tzinfo is None:
         raise typer.BadParameter(f"{text!r} has no time zone, write {text}Z for UTC")

@@ -178,7 +178,7 @@ def _counted(url: str, archived: int, out: Console) -> None:
 
 def _adds_up(url: str, lines: list[tuple[dict[str, Any], dict[str, Any]]], out: Console) -> None:
     """Line items and fees are the invoice lines, unrounded; the lines are the invoices, to the cent."""
-    sql = "SELECT CAST(sum(toDecimal256(amount, 18)), 'Decimal(38, 18)') AS amount FROM line_items FINAL"
+    sql = "SELECT sum(toDecimal256(amount, 18)) AS amount FROM line_items FINAL"
     items = clickhouse.query(url, sql).column("amount")[0].as_py()
     fees = sum((line["exact_amount"] for _, line in lines if not line["meter_id"]), Decimal(0))
     exact = sum((line["exact_amount"] for _, line in lines), Decimal(0))

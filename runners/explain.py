@@ -152,15 +152,15 @@ WHERE tenant_id = {tenant:String} AND billing_account_id = {payer:String}
 _TOTALS = f"""
 SELECT rating_key_id, account_id, count() AS line_items, sum(event_count) AS events,
        CAST(sum(toDecimal256(quantity_to, 12) - toDecimal256(quantity_from, 12)), 'Decimal(38, 12)') AS units,
-       CAST(sum(toDecimal256(amount, 18)), 'Decimal(38, 18)') AS total
+       sum(toDecimal256(amount, 18)) AS total
 FROM line_items FINAL {_OF_KEYS}
 GROUP BY rating_key_id, account_id
 """
 _TIERS = f"""
 SELECT one.1 AS tier, one.3 AS unit_price,
        CAST(sum(toDecimal256(one.2, 12)), 'Decimal(38, 12)') AS quantity,
-       CAST(sum(toDecimal256(one.4, 18)), 'Decimal(38, 18)') AS flat_fee,
-       CAST(sum(toDecimal256(one.5, 18)), 'Decimal(38, 18)') AS amount
+       sum(toDecimal256(one.4, 18)) AS flat_fee,
+       sum(toDecimal256(one.5, 18)) AS amount
 FROM (SELECT arrayJoin(arrayZip(tiers.tier, tiers.quantity, tiers.unit_price, tiers.flat_fee, tiers.amount)) AS one
       FROM line_items FINAL {_OF_KEYS} AND account_id = {{account:String}})
 GROUP BY tier, unit_price ORDER BY tier, unit_price

@@ -272,7 +272,7 @@ def fingerprint(url: str) -> Fingerprint:
     """Count and hash all line items and archived events."""
     items = clickhouse.query(
         url,
-        "SELECT count() AS line_items, CAST(sum(toDecimal256(amount, 18)), 'Decimal(38, 18)') AS total, "
+        "SELECT count() AS line_items, sum(toDecimal256(amount, 18)) AS total, "
         "groupBitXor(cityHash64(line_item_id, quantity_from, quantity_to, amount, event_count, revision, "
         "tiers.tier, tiers.quantity, tiers.amount)) AS content FROM line_items FINAL",
     ).to_pylist()[0]

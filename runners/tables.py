@@ -33,7 +33,9 @@ def table(title: str, *columns: str, caption: str | None = None) -> Table:
     )
     for column in columns:
         right = column.startswith(">")
-        made.add_column(column.removeprefix(">"), justify="right" if right else "left", no_wrap=right, overflow="fold")
+        made.add_column(
+            shown(column.removeprefix(">")), justify="right" if right else "left", no_wrap=right, overflow="fold"
+        )
     return made
 
 

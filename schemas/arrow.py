@@ -6,6 +6,7 @@ import pyarrow as pa
 
 QUANTITY = pa.decimal128(38, 12)
 AMOUNT = pa.decimal128(38, 18)
+MONEY = pa.decimal256(76, 18)  # On invoices: a line item's amount is bounded, their sums are not.
 MICROSECONDS = pa.timestamp("us", tz="UTC")
 SYMBOL = pa.dictionary(pa.int32(), pa.string())
 

@@ -307,28 +307,35 @@ def read_only(url: str, sql: str, format: str) -> str:
     Raises:
       DatabaseError: with ClickHouse's message.
     """
-    _refuse_writes(sql)
-    connect(url)
-    return _guarded(url, lambda: _reader(url).raw_query(sql, fmt=format).decode("utf-8", "backslashreplace"))
+    return _read(url, sql, lambda reader: reader.raw_query(sql, fmt=format).decode("utf-8", "replace"))
 
 
 def read_only_rows(url: str, sql: str) -> tuple[list[str], list[tuple[Any, ...]]]:
     """The same as columns and rows."""
+    result = _read(url, sql, lambda reader: reader.query(sql))
+    return list(result.column_names), [tuple(row) for row in result.result_rows]
+
+
+def _read(url: str, sql: str, ask: Callable[[Client], T]) -> T:
     _refuse_writes(sql)
     connect(url)
-    result = _guarded(url, lambda: _reader(url).query(sql))
-    return list(result.column_names), [tuple(row) for row in result.result_rows]
+    try:
+        return _guarded(url, lambda: ask(_reader(url)))
+    except DatabaseError:
+        _reader.cache_clear()  # A statement that broke off leaves the embedded engine's session in disorder.
+        raise
 
 
 _READS = re.compile(
     r"(?:\s|--[^\n]*\n|/\*.*?\*/|\()*(select|with|show|describe|desc|explain|exists)\b", re.IGNORECASE | re.DOTALL
 )
+_COMMENT = re.compile(r"--[^\n]*|#[^\n]*|/\*.*?\*/", re.DOTALL)
 _FILE = re.compile(r"\binto\s+outfile\b", re.IGNORECASE)
 
 
 def _refuse_writes(sql: str) -> None:
     """ClickHouse itself refuses to change tables for a reader; it would still write files."""
-    if not _READS.match(sql) or _FILE.search(sql):
+    if not _READS.match(sql) or _FILE.search(_COMMENT.sub(" ", sql)):
         raise DatabaseError(
             f"expected a SELECT (or SHOW, DESCRIBE, EXPLAIN) that changes nothing, got {sql.strip()[:60]!r}"
         )

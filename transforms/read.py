@@ -320,6 +320,9 @@ def _elements(data: bytes) -> tuple[list[bytes], bytes, bool]:
 # --- Parquet ------------------------------------------------------------------------------------
 
 
+_CELL_ERRORS = (pa.ArrowException, ValueError, TypeError, OverflowError, LookupError, msgspec.MsgspecError)
+
+
 def _parquet(file: IO[bytes]) -> Iterator[tuple[list[bytes], list[int]]]:
     """Rows as JSON records: columns are CloudEvents attributes; `data` is a struct, a map or JSON text."""
     position = 0
@@ -327,11 +330,20 @@ def _parquet(file: IO[bytes]) -> Iterator[tuple[list[bytes], list[int]]]:
         table = pq.ParquetFile(file)
         _refuse_floats(table.schema_arrow)
         for batch in table.iter_batches(_ROWS):
-            rows = _whole_micros(batch).to_pylist()
-            yield [_record(row) for row in rows], list(range(position, position + len(rows)))
-            position += len(rows)
-    except (pa.ArrowException, OSError, ValueError) as error:
+            yield _rows(batch, position), list(range(position, position + batch.num_rows))
+            position += batch.num_rows
+    except (*_CELL_ERRORS, OSError) as error:
         raise Unreadable(f"not a readable Parquet file: {error}", position) from None
+
+
+def _rows(batch: pa.RecordBatch, position: int) -> list[bytes]:
+    """The rows of a batch; one that JSON cannot say becomes a text that says why, and is rejected as no JSON."""
+    try:
+        return [_record(row) for row in _whole_micros(batch).to_pylist()]
+    except _CELL_ERRORS as error:
+        if batch.num_rows > 1:
+            return [record for row in range(batch.num_rows) for record in _rows(batch.slice(row, 1), position + row)]
+        return [f"row {position} of a Parquet file cannot be read as JSON: {type(error).__name__}: {error}".encode()]
 
 
 def _refuse_floats(schema: pa.Schema) -> None:
@@ -365,6 +377,7 @@ def _whole_micros(batch: pa.RecordBatch) -> pa.RecordBatch:
 def _record(row: dict[str, Any]) -> bytes:
     data = row.get("data")
     if isinstance(data, (str, bytes)):
+        msgspec.json.decode(data)  # One JSON value and nothing behind it, which would become attributes of the event.
         row["data"] = msgspec.Raw(data.encode() if isinstance(data, str) else data)
     elif isinstance(data, list):
         row["data"] = dict(data)

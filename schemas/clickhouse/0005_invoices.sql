@@ -9,7 +9,7 @@ CREATE TABLE invoices (
     period             LowCardinality(String) COMMENT 'label of the billing period, like 2026-10',
     sequence           UInt32                 COMMENT '1 for the first of an account, period and currency',
     currency           LowCardinality(String) COMMENT 'ISO 4217',
-    total              Decimal(38, 18)        COMMENT 'sum of the lines, rounded to the minor unit',
+    total              Decimal(76, 18)        COMMENT 'sum of the lines, rounded to the minor unit',
     content_hash       String                 COMMENT 'SHA-256 of the lines',
     corrects           String                 COMMENT 'number of the first invoice of the period, for later ones',
     made_at            DateTime('UTC'),

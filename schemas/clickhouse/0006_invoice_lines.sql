@@ -18,8 +18,8 @@ CREATE TABLE invoice_lines (
     description        String,
     unit               LowCardinality(String),
     quantity           Decimal(38, 12)        COMMENT 'posted by this line',
-    exact_amount       Decimal(38, 18)        COMMENT 'unrounded: what the line items say by now, less what was posted',
-    amount             Decimal(38, 18)        COMMENT 'rounded to the minor unit',
+    exact_amount       Decimal(76, 18)        COMMENT 'unrounded: what the line items say by now, less what was posted',
+    amount             Decimal(76, 18)        COMMENT 'rounded to the minor unit',
     currency           LowCardinality(String),
     reason             LowCardinality(String) COMMENT 'usage, fee, late_usage, correction',
     INDEX by_invoice_line_id invoice_line_id TYPE bloom_filter(0.01) GRANULARITY 1

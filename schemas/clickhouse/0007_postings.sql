@@ -5,7 +5,7 @@ CREATE TABLE postings (
     tenant_id          LowCardinality(String),
     billing_account_id LowCardinality(String),
     ledger_account     LowCardinality(String) COMMENT 'accounts_receivable or revenue:CHARGE',
-    amount             Decimal(38, 18)        COMMENT 'debit positive, credit negative',
+    amount             Decimal(76, 18)        COMMENT 'debit positive, credit negative',
     currency           LowCardinality(String),
     posted_at          DateTime('UTC')
 ) ENGINE = ReplacingMergeTree

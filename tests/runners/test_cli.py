@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import sys
+from decimal import Decimal
 from pathlib import Path
 from typing import NamedTuple
 
@@ -280,3 +281,88 @@ def test_a_database_of_a_newer_version_is_left_alone(meterline: Command, tmp_pat
 
 def test_the_json_schema_of_a_catalog_is_printed(meterline: Command) -> None:
     assert json.loads(meterline("catalog", "schema").out)["$schema"].startswith("https://json-schema.org/")
+
+
+def test_one_account_can_be_invoiced_alone(meterline: Command, tmp_path: Path) -> None:
+    other = lines("1").replace(b'"e0"', b'"other"').replace(b"acme-assist-chat", b"globex-labs")
+    meterline.rate(written(tmp_path, "usage.ndjson", lines("1") + other))
+    catalog = quickstart() / "catalog"
+    words = ("invoice", "--period", "2023-11", "--catalog", catalog, "--clickhouse", meterline.url, "--json")
+    one = json.loads(meterline(*words, "--account", "globex").out)
+    assert [invoice["billing_account_id"] for invoice in one["invoices"]] == ["globex"]
+    both = json.loads(meterline(*words).out)
+    assert [invoice["billing_account_id"] for invoice in both["invoices"]] == ["acme", "globex"]
+
+
+HUGE = """
+meters: [{id: m, event_type: t, aggregation: sum, value: n, unit: x, dimensions: [region]}]
+rate_cards:
+  - {id: c, currency: EUR, versions: [{version: v, effective_from: 2026-01-01T00:00:00Z,
+     prices: {m: {model: per_unit, unit_price: "1"}}}]}
+plans: [{id: p, rate_card: c, charges: [{id: m, meter: m}]}]
+accounts: [{id: huge}, {id: small}]
+subscriptions:
+  - {id: h, account: huge, plan: p, start: 2026-01-01T00:00:00Z}
+  - {id: s, account: small, plan: p, start: 2026-01-01T00:00:00Z}
+"""
+
+
+def test_amounts_whose_sum_is_huge_are_invoiced_and_stop_nobody_elses(meterline: Command, tmp_path: Path) -> None:
+    (tmp_path / "prices").mkdir()
+    (tmp_path / "prices" / "all.yaml").write_text(HUGE)
+    event = '{"specversion":"1.0","id":"%s","source":"/s","type":"t","subject":"%s","time":"2026-01-05T00:00:00Z",'
+    event += '"data":{"n":"%s","region":"%s"}}\n'
+    rows = (("a", "huge", "60000000000000000000", "eu"), ("b", "huge", "99999999999999999999.999", "us"))
+    usage = "".join(event % row for row in (*rows, ("c", "small", "5", "eu")))
+    file = written(tmp_path, "usage.ndjson", usage.encode())
+    place = ("--catalog", tmp_path / "prices", "--clickhouse", meterline.url, "--now", "2026-02-02T00:00:00Z")
+    assert meterline("rate", "--input", file, *place).code == 0
+    invoiced = json.loads(meterline("invoice", "--period", "2026-01", "--issue", *place, "--json").out)
+    totals = {one["billing_account_id"]: Decimal(one["total"]) for one in invoiced["invoices"]}
+    assert totals == {"huge": Decimal("160000000000000000000.00"), "small": Decimal("5.00")}
+    assert meterline("audit", "--catalog", tmp_path / "prices", "--clickhouse", meterline.url).code == 0
+
+
+def test_a_key_that_could_not_be_priced_breaks_one_law_of_the_audit(meterline: Command, tmp_path: Path) -> None:
+    (tmp_path / "prices").mkdir()
+    (tmp_path / "prices" / "all.yaml").write_text(HUGE.replace('unit_price: "1"', 'unit_price: "1000"'))
+    event = '{"specversion":"1.0","id":"a","source":"/s","type":"t","subject":"huge","time":"2026-01-05T00:00:00Z",'
+    file = written(tmp_path, "usage.ndjson", (event + '"data":{"n":"99999999999999999999"}}').encode())
+    place = ("--catalog", tmp_path / "prices", "--clickhouse", meterline.url)
+    meterline("rate", "--input", file, *place, "--now", "2026-02-02T00:00:00Z")
+    said = meterline("audit", *place, "--json")
+    assert said.code == 1
+    broken = [one["law"] for one in json.loads(said.out)["laws"] if one["broken"]]
+    assert broken == ["every rating key was priced, none was rejected at rate"]
+
+
+@pytest.mark.parametrize(
+    "sql",
+    ["SELECT 1; DROP TABLE runs", "SELECT 1 INTO/**/OUTFILE '{}'", "SELECT 1 INTO -- x\nOUTFILE '{}'",
+     "WITH 1 AS x INSERT INTO runs (run_id) SELECT 'a'"],
+)  # fmt: skip
+def test_a_query_can_neither_write_a_table_nor_a_file(sql: str, meterline: Command, tmp_path: Path) -> None:
+    file = tmp_path / "escaped"
+    assert meterline("query", sql.format(file), "--clickhouse", meterline.url, "--format", "csv").code == 3
+    assert not file.exists()
+    assert clickhouse.query(meterline.url, "SELECT count() AS n FROM runs").column("n")[0].as_py() == 0
+
+
+def test_names_of_columns_are_shown_as_they_are(meterline: Command) -> None:
+    said = meterline("query", "SELECT 1 AS `[/red]`", "--clickhouse", meterline.url)
+    assert said.code == 0
+    assert "[/red]" in said.out
+
+
+@pytest.mark.parametrize("period", ["0001-01", "9999-12", "1969-12", "2200-01"])
+def test_a_period_out_of_range_is_a_mistake(period: str, meterline: Command) -> None:
+    said = meterline(
+        "invoice", "--period", period, "--catalog", quickstart() / "catalog", "--clickhouse", meterline.url
+    )
+    assert said.code == 2
+    assert "2026-10" in said.err
+
+
+@pytest.mark.parametrize("now", ["9999-12-31T23:59:59-23:00", "0001-01-01T00:00:00+23:00", "1950-01-01T00:00:00Z"])
+def test_an_instant_out_of_range_is_a_mistake(now: str, meterline: Command, tmp_path: Path) -> None:
+    assert meterline.rate(written(tmp_path, "usage.ndjson", lines("1")), "--now", now).code == 2

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import apache_beam as beam
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -312,3 +313,35 @@ def test_large_files_are_cut_and_read_once(tmp_path: Path, monkeypatch: pytest.M
         out = pipeline | ReadFiles([str(tmp_path / "b.gz")], 5)
         told = out.rejects | beam.Map(lambda reject: (reject.stage, reject.reason, reject.received_time))
         assert_that(told, equal_to([("read", "unreadable", 5)]))
+
+
+def test_a_row_of_parquet_that_json_cannot_say_costs_itself_only(tmp_path: Path) -> None:
+    ids = pa.Array.from_buffers(
+        pa.string(), 3, [None, pa.py_buffer(np.array([0, 1, 2, 3], np.int32)), pa.py_buffer(b"a\xffc")]
+    )
+    columns = {"id": ids, "data": ['{"x": 1}', '{"x": 2}', '{"x": 3}, "subject": "other"']}
+    pq.write_table(pa.table(columns), tmp_path / "rows.parquet")
+    ((records, positions),) = read_part(Part(str(tmp_path / "rows.parquet"), 0, -1))
+    assert positions == [0, 1, 2]
+    assert records[0] == b'{"id":"a","data":{"x": 1}}'
+    assert records[1].startswith(b"row 1 of a Parquet file cannot be read as JSON: UnicodeDecodeError")
+    assert records[2].startswith(b"row 2 of a Parquet file cannot be read as JSON: DecodeError")
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        pa.array([[1, 2]], pa.list_(pa.int64())),
+        pa.array([1], pa.duration("s")),
+        pa.array([2**52], pa.timestamp("ms", "UTC")),
+        pa.array([1], pa.timestamp("s", "Nowhere/Bad")),
+    ],
+    ids=str,
+)
+def test_an_odd_type_in_parquet_is_a_reject_and_no_crash(column: pa.Array, tmp_path: Path) -> None:
+    pq.write_table(pa.table({"data": column}), tmp_path / "odd.parquet")
+    try:
+        found = list(read_part(Part(str(tmp_path / "odd.parquet"), 0, -1)))
+    except Unreadable:
+        return
+    assert [len(records) for records, _ in found] == [1]

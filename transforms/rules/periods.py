@@ -60,8 +60,10 @@ def period_with_label(label: str, time_zone: str, anchor_day: int) -> Period:
     """
     try:
         month = datetime.strptime(label, "%Y-%m").replace(tzinfo=UTC)
+        if not 1970 <= month.year < 2200:
+            raise ValueError(f"the year {month.year} is outside 1970 to 2199")
         period = _period(month.year * 12 + month.month - 1, time_zone, anchor_day)
-    except (ValueError, OverflowError):
+    except ValueError:
         raise PeriodError(f"expected a year and month like '2026-10', got {label!r}") from None
     if period.label != label:
         raise PeriodError(f"expected a year and month like {period.label!r}, got {label!r}")
