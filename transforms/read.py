@@ -7,6 +7,7 @@ first bytes, not by their names. A file that cannot be read gives the records be
 from __future__ import annotations
 
 import gzip
+import os
 import re
 import zlib
 from collections.abc import Iterator
@@ -97,7 +98,9 @@ class _CutFn(beam.DoFn):
     """Cut plain newline-delimited files into parts that workers read side by side."""
 
     def process(self, path: str) -> Iterator[Part]:
-        size = FileSystems.match([path])[0].metadata_list[0].size_in_bytes
+        # A local name may hold characters that `match` would take for a pattern.
+        remote = "://" in path
+        size = FileSystems.match([path])[0].metadata_list[0].size_in_bytes if remote else os.path.getsize(path)
         with _open(path) as file:
             head = file.read(4096)
         if size <= PART_BYTES or _magic(head) or head.lstrip(b"\xef\xbb\xbf" + _BLANK)[:1] in (b"[", b""):

@@ -366,3 +366,9 @@ def test_a_period_out_of_range_is_a_mistake(period: str, meterline: Command) -> 
 @pytest.mark.parametrize("now", ["9999-12-31T23:59:59-23:00", "0001-01-01T00:00:00+23:00", "1950-01-01T00:00:00Z"])
 def test_an_instant_out_of_range_is_a_mistake(now: str, meterline: Command, tmp_path: Path) -> None:
     assert meterline.rate(written(tmp_path, "usage.ndjson", lines("1")), "--now", now).code == 2
+
+
+@pytest.mark.parametrize("name", ["a b.ndjson", "[1].ndjson", "it's {x} *.ndjson", "ünï.ndjson"])
+def test_a_file_may_have_any_name(name: str, meterline: Command, tmp_path: Path) -> None:
+    written(tmp_path, name, lines("1"))
+    assert json.loads(meterline.rate(tmp_path / "*.ndjson", "--json").out)["accepted"] == 1
