@@ -72,7 +72,8 @@ def run_job(source: str, url: str) -> dict[str, Any]:
     from meterline.transforms import clickhouse
 
     clickhouse.ready(url)
-    options = Options((source,), catalog(), url, RECEIVED)
+    # As `meterline rate` does when it finds an empty database.
+    options = Options((source,), catalog(), url, RECEIVED, has_archive=False)
     start = time.perf_counter()
     counters = run(lambda pipeline: build(pipeline, options))
     # Before the tables are looked at, which is no part of the job.
