@@ -354,7 +354,7 @@ def test_names_of_columns_are_shown_as_they_are(meterline: Command) -> None:
     assert "[/red]" in said.out
 
 
-@pytest.mark.parametrize("period", ["0001-01", "9999-12", "1969-12", "2200-01"])
+@pytest.mark.parametrize("period", ["0001-01", "9999-12", "1968-12", "2201-01"])
 def test_a_period_out_of_range_is_a_mistake(period: str, meterline: Command) -> None:
     said = meterline(
         "invoice", "--period", period, "--catalog", quickstart() / "catalog", "--clickhouse", meterline.url

@@ -12,6 +12,8 @@ from zoneinfo import ZoneInfo
 
 _HOUR = timedelta(hours=1)
 _SECOND = timedelta(seconds=1)
+# Events lie in 1970 to 2199; their first and last periods may start or end a little outside.
+_FIRST_YEAR, _LAST_YEAR = 1969, 2200
 
 
 class Period(NamedTuple):
@@ -60,8 +62,8 @@ def period_with_label(label: str, time_zone: str, anchor_day: int) -> Period:
     """
     try:
         month = datetime.strptime(label, "%Y-%m").replace(tzinfo=UTC)
-        if not 1970 <= month.year < 2200:
-            raise ValueError(f"the year {month.year} is outside 1970 to 2199")
+        if not _FIRST_YEAR <= month.year <= _LAST_YEAR:
+            raise ValueError(f"no event lies in {label}")
         period = _period(month.year * 12 + month.month - 1, time_zone, anchor_day)
     except ValueError:
         raise PeriodError(f"expected a year and month like '2026-10', got {label!r}") from None
