@@ -24,14 +24,13 @@ from meterline.pipelines import invoice_accounts, rate_usage
 from meterline.runners.lease import held
 from meterline.schemas.arrow import MICROSECONDS
 from meterline.schemas.catalog import Catalog
+from meterline.schemas.event import microseconds
 from meterline.schemas.records import RatingKey
 from meterline.transforms import clickhouse
 from meterline.transforms.progress import seen
 from meterline.transforms.recall import Span
 from meterline.transforms.rules.attribution import Directory, directory
 from meterline.transforms.rules.invoicing import period_label
-
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class InputError(ValueError):
@@ -125,8 +124,7 @@ def rate_files(
     paths, size = find_files(patterns)
     clickhouse.ready(url)
     has_archive = clickhouse.query(url, "SELECT 1 FROM usage_events LIMIT 1").num_rows > 0
-    received = (now - _EPOCH) // timedelta(microseconds=1)
-    options = rate_usage.Options(paths, catalog, url, received, horizon, has_archive=has_archive)
+    options = rate_usage.Options(paths, catalog, url, microseconds(now), horizon, has_archive=has_archive)
     started = datetime.now(UTC)
     with held(url, "rate_usage"), _display(console, size):
         counters = direct.run(lambda pipeline: rate_usage.build(pipeline, options))

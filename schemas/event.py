@@ -269,7 +269,12 @@ def parse_time(text: str) -> int:
         raise EventError(Reason.BAD_TIME, f"{text} does not exist: {error}") from None
     if not EARLIEST_TIME <= moment < LATEST_TIME:
         raise EventError(Reason.BAD_TIME, f"{text} is outside the years 1970 to 2199")
-    return (moment - EARLIEST_TIME) // timedelta(microseconds=1) + int((fraction or "0")[:6].ljust(6, "0"))
+    return microseconds(moment) + int((fraction or "0")[:6].ljust(6, "0"))
+
+
+def microseconds(moment: datetime) -> int:
+    """Microseconds since 1970, exactly."""
+    return (moment - EARLIEST_TIME) // timedelta(microseconds=1)
 
 
 def _time(value: str) -> str:

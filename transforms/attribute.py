@@ -16,7 +16,7 @@ from apache_beam.typehints.decorators import no_annotations
 
 from meterline.schemas.arrow import ATTRIBUTED, QUANTITY
 from meterline.schemas.catalog import Aggregation, Catalog, Meter
-from meterline.schemas.event import Reason
+from meterline.schemas.event import Reason, microseconds
 from meterline.schemas.records import RatingKey, Reject
 from meterline.transforms.columns import code_column, decimal_limbs, distinct, hash_each, mix, symbols
 from meterline.transforms.rules.attribution import Directory, Segment, directory
@@ -55,7 +55,6 @@ class _AttributeFn(beam.DoFn):
         for row in unknown.to_pylist():
             Metrics.counter("attribute", Reason.UNKNOWN_SUBJECT).inc()
             message = f"no account of tenant {row['tenant_id']!r} has the subject {row['subject']!r}"
-            received = (row["received_time"] - datetime(1970, 1, 1, tzinfo=UTC)).total_seconds()
             yield beam.pvalue.TaggedOutput(
                 "rejects",
                 Reject(
@@ -65,7 +64,7 @@ class _AttributeFn(beam.DoFn):
                     row["payload"],
                     row["origin"],
                     row["position"],
-                    round(received * 1_000_000),
+                    microseconds(row["received_time"]),
                 ),
             )
         if attributed.num_rows:
@@ -90,7 +89,6 @@ class Attributor:
         unknown = events.filter(pa.array(~known))
         if not known.all():
             events, account_of_row = events.filter(pa.array(known)), account_of_row[known]
-        rows = events.num_rows
         types, type_of_row = code_column(events["type"])
         seconds = np.asarray(events["time"].cast(pa.int64())) // 1_000_000
 
@@ -119,7 +117,6 @@ class Attributor:
                     quantities[slots] = decimal_limbs(events[f"q:{meter.value}"])[here]
 
         lists = pa.array(offsets, pa.int32())
-        tenants, tenant_of_row = code_column(events["tenant_id"])
         billing = [self.directory.billing_account_of(account) for account in accounts]
         columns = {
             "account_id": symbols(account_of_row, accounts),
@@ -133,7 +130,6 @@ class Attributor:
         content = self._content_hash(events, offsets, key_codes, list(keys), value_codes, list(values), quantities)
         columns["identity"] = identities(events, content)
         arrays = [columns[name] if name in columns else events[name] for name in ATTRIBUTED.names]
-        assert len(tenant_of_row) == rows, tenants
         return pa.RecordBatch.from_arrays(arrays, schema=ATTRIBUTED), unknown
 
     def _accounts(self, events: pa.RecordBatch) -> tuple[list[str], np.ndarray]:

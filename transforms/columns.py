@@ -41,6 +41,14 @@ def distinct(numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return first, codes
 
 
+DAY_SECONDS = 86_400
+
+
+def utc_days(times: pa.Array) -> np.ndarray:
+    """The UTC day of each instant (in microseconds), counted from 1970."""
+    return np.asarray(times.cast(pa.int64())) // (DAY_SECONDS * 1_000_000)
+
+
 def decimal_limbs(column: pa.Array) -> np.ndarray:
     """A decimal128 column as rows of two's complement limbs: low 64 bits, high 64 bits. Nulls are 0."""
     limbs = np.frombuffer(column.buffers()[1] or b"", np.int64)[2 * column.offset : 2 * (column.offset + len(column))]

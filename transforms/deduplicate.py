@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Any, NamedTuple
 
 import apache_beam as beam
@@ -21,11 +21,11 @@ from apache_beam.transforms.window import FixedWindows, GlobalWindows, Timestamp
 from apache_beam.typehints.decorators import no_annotations
 from apache_beam.utils.timestamp import Duration, Timestamp
 
-from meterline.schemas.event import Reason
+from meterline.schemas.event import Reason, microseconds
 from meterline.schemas.records import RatingKey, Reject
+from meterline.transforms.columns import DAY_SECONDS, utc_days
 from meterline.transforms.recall import archived_twins
 
-DAY_SECONDS = 86_400
 # Lateness that the runner allows beyond the horizon, so that it never drops what `validate` accepted.
 SLACK = timedelta(days=1)
 # As fast as lz4 here, and a third smaller: the shuffle is what a run on one machine holds in memory.
@@ -87,7 +87,7 @@ class _ShardIdentitiesFn(beam.DoFn):
 
 def _cut(events: pa.RecordBatch, shards: int) -> Iterator[tuple[int, int, pa.RecordBatch]]:
     """The rows of each UTC day and shard."""
-    days = np.asarray(events["time"].cast(pa.int64())) // (DAY_SECONDS * 1_000_000)
+    days = utc_days(events["time"])
     shard_of_row = identity_columns(events["identity"])[0] % np.uint64(shards)
     pieces, piece_of_row = np.unique(days * shards + shard_of_row.astype(np.int64), return_inverse=True)
     for number, piece in enumerate(pieces.tolist()):
@@ -268,7 +268,6 @@ def _metered(events: pa.RecordBatch, row: int) -> dict[str, tuple[Any, ...]]:
 
 def _conflict(events: pa.RecordBatch, row: int, first: int, came: int) -> Reject:
     event = {name: events[name][row].as_py() for name in ("id", "source", "payload", "origin", "position")}
-    received = events["received_time"][row].as_py()
     return Reject(
         "deduplicate",
         Reason.CONFLICT,
@@ -277,5 +276,5 @@ def _conflict(events: pa.RecordBatch, row: int, first: int, came: int) -> Reject
         event["payload"],
         event["origin"],
         event["position"],
-        (received - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1),
+        microseconds(events["received_time"][row].as_py()),
     )

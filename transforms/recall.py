@@ -21,7 +21,7 @@ from apache_beam.typehints.decorators import no_annotations
 from meterline.schemas.arrow import ATTRIBUTED
 from meterline.schemas.records import RatingKey
 from meterline.transforms import clickhouse
-from meterline.transforms.columns import code_column, symbols
+from meterline.transforms.columns import code_column, symbols, utc_days
 
 
 class Span(NamedTuple):
@@ -95,7 +95,7 @@ class _TouchFn(beam.DoFn):
             start, end = int(key.period_start.timestamp()), int(key.period_end.timestamp())
             self._spans.add(Span(key.tenant_id, key.billing_account_id, start, end))
         tenants, tenant = code_column(events["tenant_id"])
-        days = np.asarray(events["time"].cast(pa.int64())) // (86_400 * 1_000_000)
+        days = utc_days(events["time"])
         for pair in np.unique(tenant * 100_000 + days).tolist():
             self._days.add((tenants[pair // 100_000], pair % 100_000))
 
@@ -118,13 +118,18 @@ def joined(spans: Iterable[Span]) -> list[Span]:
     return made
 
 
-_SELECT = """
+_EVENTS = """
 SELECT tenant_id, source, id, type, subject, time, received_time, account_id, billing_account_id, identity,
        rating_keys, quantities, counted_values
 FROM usage_events FINAL
+"""
+_SELECT = (
+    _EVENTS
+    + """
 WHERE tenant_id = {tenant:String} AND billing_account_id IN {accounts:Array(String)}
   AND time >= fromUnixTimestamp64Second({start:Int64}, 'UTC') AND time < fromUnixTimestamp64Second({end:Int64}, 'UTC')
 """
+)
 _KEYS = """
 SELECT rating_key_id, rating_key FROM rating_keys FINAL
 WHERE tenant_id = {tenant:String} AND billing_account_id IN {accounts:Array(String)}
@@ -163,13 +168,13 @@ class _RecallFn(beam.DoFn):
                 yield beam.pvalue.TaggedOutput("identities", batch)
 
 
-_TWINS = """
-SELECT tenant_id, source, id, type, subject, time, received_time, account_id, billing_account_id, identity,
-       rating_keys, quantities, counted_values
-FROM usage_events FINAL
+_TWINS = (
+    _EVENTS
+    + """
 WHERE time >= fromUnixTimestamp64Micro({first:Int64}, 'UTC') AND time <= fromUnixTimestamp64Micro({last:Int64}, 'UTC')
   AND hex(substring(identity, 1, 12)) IN {names:Array(String)}
 """
+)
 _TWIN_KEYS = """
 SELECT rating_key_id, rating_key FROM rating_keys FINAL WHERE rating_key_id IN {ids:Array(UInt64)}
 """
