@@ -10,7 +10,7 @@ TYPES := $(VENV)/types/meterline
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
 
-$(READY): requirements.lock setup.py pyproject.toml
+$(READY): requirements.lock setup.py pyproject.toml transforms/compiled.pyx
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || { echo "Meterline needs Python 3.11; set PYTHON=/path/to/python3.11"; exit 2; }
 	@echo "Installing into $(VENV) (once, about a minute) …"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

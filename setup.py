@@ -2,11 +2,14 @@
 
 Four generic names in site-packages would collide with any other project's `schemas` or
 `transforms`. The tools' settings and the dependencies are in pyproject.toml.
+
+transforms/compiled.pyx needs a C compiler. Where there is none, it is left out, and its work is done by libraries.
 """
 
 from pathlib import Path
 
-from setuptools import find_packages, setup
+import pyarrow
+from setuptools import Extension, find_packages, setup
 
 FOLDERS = ("schemas", "transforms", "pipelines", "runners", "examples")
 
@@ -16,8 +19,17 @@ packages = ["meterline.examples"] + [
     for inner in ["", *find_packages(folder)]
 ]
 
+compiled = Extension(
+    "meterline.transforms.compiled",
+    ["transforms/compiled.pyx"],
+    include_dirs=[pyarrow.get_include()],  # It brings xxhash.h.
+    extra_compile_args=["-O3"],
+    optional=True,
+)
+
 setup(
     packages=packages,
+    ext_modules=[compiled],
     package_dir={f"meterline.{folder}": folder for folder in FOLDERS},
     package_data={
         "meterline.schemas": ["clickhouse/*.sql", "py.typed"],

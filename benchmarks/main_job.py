@@ -60,6 +60,15 @@ class _State:
         self._value = value
 
 
+class _Bag(list[bytes]):
+    """Stands for a bag state of one key."""
+
+    add = list.append
+
+    def read(self) -> list[bytes]:
+        return self
+
+
 # --- in a process of its own --------------------------------------------------------------------
 
 
@@ -134,7 +143,7 @@ def run_stages(source: str, url: str) -> dict[str, Any]:
         prepared.setup()
     for bundle in (touching, deduplicating, archive, items):
         bundle.start_bundle()
-    seen: dict[Any, _State] = {}
+    seen: dict[Any, _Bag] = {}
     usage: dict[bytes, list[bytes]] = {}
 
     def main(outputs: Any) -> list[Any]:
@@ -159,7 +168,7 @@ def run_stages(source: str, url: str) -> dict[str, Any]:
             batches = []
             for stamped in pieces:
                 window = IntervalWindow(stamped.timestamp, stamped.timestamp + 86_400)
-                state = seen.setdefault((stamped.value[0], window), _State())
+                state = seen.setdefault((stamped.value[0], window), _Bag())
                 batches += main(deduplicating.process(stamped.value, [], window, state))
         with meter.stage("meter"):
             for batch in batches:

@@ -9,6 +9,8 @@ AMOUNT = pa.decimal128(38, 18)
 MONEY = pa.decimal256(76, 18)  # On invoices: a line item's amount is bounded, their sums are not.
 MICROSECONDS = pa.timestamp("us", tz="UTC")
 SYMBOL = pa.dictionary(pa.int32(), pa.string())
+# Rows refer to the bytes of their batch, so that to drop some of them copies no bytes.
+PAYLOAD = pa.dictionary(pa.int32(), pa.binary())
 
 # Records that `validate` accepted: what billing needs of them, where they came from and their bytes. One further column
 # follows for each property that a meter reads, null where the event's type does not read it:
@@ -22,7 +24,7 @@ EVENTS = pa.schema(
         pa.field("subject", SYMBOL, nullable=False),
         pa.field("time", MICROSECONDS, nullable=False),
         pa.field("received_time", MICROSECONDS, nullable=False),
-        pa.field("payload", pa.binary(), nullable=False),
+        pa.field("payload", PAYLOAD, nullable=False),
     ]
 )
 

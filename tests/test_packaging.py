@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import email
 import os
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -66,6 +67,13 @@ def test_every_module_is_there(names: list[str], package: str) -> None:
     modules = {f"meterline/{path.relative_to(ROOT)}" for path in (ROOT / package).rglob("*.py")}
     assert modules
     assert modules - set(names) == set()
+
+
+@pytest.mark.skipif(
+    shutil.which("cc") is None, reason="no C compiler (cc) here: the wheel does without the compiled loops"
+)
+def test_the_compiled_loops_are_there(names: list[str]) -> None:
+    assert [name for name in names if name.startswith("meterline/transforms/compiled.")]
 
 
 def test_files_that_are_no_modules_are_there(names: list[str]) -> None:

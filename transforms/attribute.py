@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 import apache_beam as beam
 import numpy as np
 import pyarrow as pa
-import xxhash
 from apache_beam.metrics import Metrics
 from apache_beam.typehints.decorators import no_annotations
 
@@ -18,7 +17,7 @@ from meterline.schemas.arrow import ATTRIBUTED, QUANTITY
 from meterline.schemas.catalog import Aggregation, Catalog, Meter
 from meterline.schemas.event import Reason, microseconds
 from meterline.schemas.records import RatingKey, Reject
-from meterline.transforms.columns import code_column, decimal_limbs, distinct, hash_each, mix, symbols
+from meterline.transforms.columns import code_column, decimal_limbs, distinct, hash_each, hash_ids, mix, symbols
 from meterline.transforms.rules.attribution import Directory, Segment, directory
 
 _KEPT_KEYS = 100_000
@@ -256,11 +255,6 @@ def identities(events: pa.RecordBatch, content: np.ndarray) -> pa.Array:
     first, prefix_of_row = distinct(tenant_of_row * np.int64(len(sources)) + source_of_row)
     # No part holds a control character, so the separator keeps them apart.
     texts = [f"{tenants[tenant_of_row[at]]}\x00{sources[source_of_row[at]]}\x00".encode() for at in first.tolist()]
-    digest = xxhash.xxh3_128_digest
-    ids = events["id"].cast(pa.binary()).to_pylist()
-    packed = np.frombuffer(
-        b"".join([digest(texts[prefix] + name) for prefix, name in zip(prefix_of_row.tolist(), ids)]), np.uint32
-    )
-    packed = packed.reshape(-1, 4).copy()
+    packed = hash_ids(texts, prefix_of_row, events["id"]).view(np.uint32)
     packed[:, 3] = content
     return pa.Array.from_buffers(pa.binary(16), len(packed), [None, pa.py_buffer(packed)])

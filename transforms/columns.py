@@ -9,6 +9,7 @@ import pyarrow as pa
 import xxhash
 
 from meterline.schemas.arrow import SYMBOL
+from meterline.transforms.blocks import compiled
 
 
 def code_column(column: pa.Array) -> tuple[list[str], np.ndarray]:
@@ -27,6 +28,11 @@ def symbols(codes: np.ndarray, values: Sequence[str]) -> pa.DictionaryArray:
     column = pa.DictionaryArray.from_arrays(pa.array(codes, pa.int32()), pa.array(list(different), pa.string()))
     assert column.type == SYMBOL, column.type
     return column
+
+
+def referenced(values: pa.Array) -> pa.DictionaryArray:
+    """A column whose rows refer to values, one each."""
+    return pa.DictionaryArray.from_arrays(pa.array(np.arange(len(values), dtype=np.int32)), values)
 
 
 def distinct(numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -61,6 +67,22 @@ def decimal_limbs(column: pa.Array) -> np.ndarray:
 def hash_each(values: Iterable[str]) -> np.ndarray:
     """64 bits of each string."""
     return np.asarray([xxhash.xxh3_64_intdigest(value.encode()) for value in values], np.uint64)
+
+
+def hash_ids(prefixes: list[bytes], codes: np.ndarray, ids: pa.Array) -> np.ndarray:
+    """XXH3 (128 bits) of each id behind its prefix, as rows of 16 bytes.
+
+    Args:
+      codes: Which prefix each id has.
+    """
+    if loops := compiled():
+        _, offsets, data = ids.buffers()
+        offsets = np.frombuffer(offsets or bytes(4), np.int32)[ids.offset : ids.offset + len(ids) + 1]
+        return loops.hash_ids(prefixes, codes.astype(np.int32), offsets, np.frombuffer(data or b"", np.uint8))
+    digest = xxhash.xxh3_128_digest
+    names = ids.cast(pa.binary()).to_pylist()
+    packed = bytearray().join([digest(prefixes[code] + name) for code, name in zip(codes.tolist(), names)])
+    return np.frombuffer(packed, np.uint8).reshape(-1, 16)
 
 
 def mix(*columns: np.ndarray) -> np.ndarray:

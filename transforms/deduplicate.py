@@ -16,14 +16,14 @@ import numpy as np
 import pyarrow as pa
 from apache_beam.coders import BytesCoder
 from apache_beam.metrics import Metrics
-from apache_beam.transforms.userstate import ReadModifyWriteStateSpec
+from apache_beam.transforms.userstate import BagStateSpec
 from apache_beam.transforms.window import FixedWindows, GlobalWindows, TimestampedValue
 from apache_beam.typehints.decorators import no_annotations
 from apache_beam.utils.timestamp import Duration, Timestamp
 
 from meterline.schemas.event import Reason, microseconds
 from meterline.schemas.records import RatingKey, Reject
-from meterline.transforms.columns import DAY_SECONDS, utc_days
+from meterline.transforms.columns import DAY_SECONDS, referenced, utc_days
 from meterline.transforms.recall import archived_twins
 
 # Lateness that the runner allows beyond the horizon, so that it never drops what `validate` accepted.
@@ -62,7 +62,7 @@ class DeduplicateEvents(beam.PTransform):
             known = beam.pvalue.AsIter(sharded)
         deduplicated = (
             inputs["events"]
-            | "Shard" >> beam.ParDo(_ShardFn(self.shards)).with_output_types(tuple[bytes, bytes])
+            | "Shard" >> beam.ParDo(_ShardFn(self.shards)).with_output_types(tuple[bytes, pa.RecordBatch])
             | "ByDay" >> beam.WindowInto(FixedWindows(DAY_SECONDS), allowed_lateness=lateness)
             | "Deduplicate" >> beam.ParDo(_DeduplicateFn(self.url), known).with_outputs("rejects", main="events")
         )
@@ -96,25 +96,37 @@ def _cut(events: pa.RecordBatch, shards: int) -> Iterator[tuple[int, int, pa.Rec
 
 
 class _ShardFn(beam.DoFn):
-    """Cut batches by day and shard; what crosses the shuffle is compressed Arrow."""
+    """Cut batches by day and shard."""
 
     def __init__(self, shards: int) -> None:
         self._shards = shards
 
     def process(self, events: pa.RecordBatch) -> Iterator[Any]:
         for day, shard, part in _cut(events, self._shards):
-            yield TimestampedValue((b"%d" % shard, to_bytes(part)), Timestamp(day * DAY_SECONDS))
+            yield TimestampedValue((b"%d" % shard, part), Timestamp(day * DAY_SECONDS))
 
 
-def to_bytes(events: pa.RecordBatch) -> bytes:
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, events.schema, options=_IPC) as writer:
-        writer.write_batch(events)
-    return sink.getvalue().to_pybytes()
+class BatchCoder(beam.coders.Coder):
+    """Batches as compressed Arrow streams, where they cross a shuffle; between fused stages nothing is encoded."""
+
+    def encode(self, events: pa.RecordBatch) -> bytes:
+        place = events.schema.get_field_index("payload")
+        if place >= 0 and len(events["payload"].dictionary) != len(events):  # Rows were dropped, or went elsewhere.
+            payload = referenced(events["payload"].dictionary_decode())
+            events = events.set_column(place, events.schema.field(place), payload)
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_stream(sink, events.schema, options=_IPC) as writer:
+            writer.write_batch(events)
+        return sink.getvalue().to_pybytes()
+
+    def decode(self, encoded: bytes) -> pa.RecordBatch:
+        return pa.ipc.open_stream(encoded).read_next_batch()
+
+    def is_deterministic(self) -> bool:
+        return False
 
 
-def from_bytes(data: bytes | memoryview) -> pa.RecordBatch:
-    return pa.ipc.open_stream(data).read_next_batch()
+beam.coders.registry.register_coder(pa.RecordBatch, BatchCoder)
 
 
 def identity_columns(identities: pa.Array) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -129,10 +141,17 @@ _SEEN = np.dtype([("high", np.uint64), ("low", np.uint32), ("content", np.uint32
 
 
 class Seen:
-    """A set of identities, sorted by the hash of the id; of each, the content that came first stays."""
+    """A set of identities by the hash of the id; of each, the content that came first stays.
 
-    def __init__(self, packed: bytes | None = None) -> None:
-        self._rows = np.frombuffer(packed or b"", _SEEN)
+    It is kept in sorted runs, each more than twice as long as the next: what is added is merged with runs of its size,
+    so that the cost of adding grows with the logarithm of what is there.
+
+    Args:
+      runs: As `runs` gave them.
+    """
+
+    def __init__(self, runs: Iterable[bytes] = ()) -> None:
+        self.runs = list(runs)
 
     def add(self, identities: pa.Array) -> tuple[np.ndarray, np.ndarray]:
         """Add identities in the order they came.
@@ -148,44 +167,54 @@ class Seen:
         starts = np.ones(len(came), bool)
         starts[1:] = (ranked["high"][1:] != ranked["high"][:-1]) | (ranked["low"][1:] != ranked["low"][:-1])
         firsts = ranked[starts]
-        places, known = self._find(firsts)
+        new = np.ones(len(firsts), bool)
         first_content = firsts["content"].copy()
-        first_content[known] = self._rows["content"][places[known]]
-        new = ~known
-        self._rows = np.insert(self._rows, places[new], firsts[new])
+        for packed in self.runs:
+            run = np.frombuffer(packed, _SEEN)
+            places, known = _find(run, firsts)
+            first_content[known] = run["content"][places[known]]
+            new &= ~known
+        if new.any():
+            self._keep(firsts[new])
 
         group = np.cumsum(starts) - 1
         is_new, content = np.empty(len(came), bool), np.empty(len(came), np.uint32)
         is_new[order], content[order] = starts & new[group], first_content[group]
         return is_new, content
 
-    def _find(self, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Where each identity is, or is to be inserted, and whether it is there."""
-        high, low = self._rows["high"], self._rows["low"]
-        places = np.searchsorted(high, wanted["high"], side="left")
-        ends = np.searchsorted(high, wanted["high"], side="right")
-        # Two ids with the same 64 bits are rare; they stand side by side, in order of the other 32.
-        while len(behind := np.flatnonzero(places < ends)):
-            behind = behind[low[places[behind]] < wanted["low"][behind]]
-            if not len(behind):
-                break
-            places[behind] += 1
-        inside = places < ends
-        known = np.zeros(len(wanted), bool)
-        known[inside] = low[places[inside]] == wanted["low"][inside]
-        return places, known
-
-    def __bytes__(self) -> bytes:
-        return self._rows.tobytes()
+    def _keep(self, run: np.ndarray) -> None:
+        while self.runs and len(self.runs[-1]) <= 2 * run.nbytes:
+            other = np.frombuffer(self.runs.pop(), _SEEN)
+            run = np.insert(other, _find(other, run)[0], run)
+        self.runs.append(run.tobytes())
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return sum(map(len, self.runs)) // _SEEN.itemsize
+
+
+def _find(run: np.ndarray, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Where each identity is in a run, or is to be inserted, and whether it is there."""
+    high, low = run["high"], run["low"]
+    places = np.searchsorted(high, wanted["high"], side="left")
+    # Two ids with the same 64 bits are rare; they stand side by side, in order of the other 32.
+    behind = np.arange(len(wanted))
+    while True:
+        behind = behind[places[behind] < len(run)]
+        at = places[behind]
+        behind = behind[(high[at] == wanted["high"][behind]) & (low[at] < wanted["low"][behind])]
+        if not len(behind):
+            break
+        places[behind] += 1
+    known = places < len(run)
+    at = places[known]
+    known[known] = (high[at] == wanted["high"][known]) & (low[at] == wanted["low"][known])
+    return places, known
 
 
 class _DeduplicateFn(beam.DoFn):
-    """State, per shard and day: the identities seen, 16 bytes each."""
+    """State, per shard and day: the identities seen, 16 bytes each, in runs."""
 
-    SEEN = ReadModifyWriteStateSpec("seen", BytesCoder())
+    SEEN = BagStateSpec("seen", BytesCoder())
 
     def __init__(self, url: str | None) -> None:
         self._url = url
@@ -195,19 +224,24 @@ class _DeduplicateFn(beam.DoFn):
 
     def process(
         self,
-        keyed: tuple[bytes, bytes],
+        keyed: tuple[bytes, pa.RecordBatch],
         known: Iterable[tuple[int, int, bytes]],
         window: Any = beam.DoFn.WindowParam,
         state: Any = beam.DoFn.StateParam(SEEN),
     ) -> Iterator[Any]:
-        shard, piece = keyed
-        stored = state.read()
+        shard, events = keyed
+        stored = list(state.read())
+        # A bag gives its elements in any order; the runs' is that of their lengths.
+        stored.sort(key=len, reverse=True)
         seen = Seen(stored) if stored else self._archived(known, int(window.start) // DAY_SECONDS, int(shard))
-        events = from_bytes(piece)
         is_new, first_content = seen.add(events["identity"])
         yield from self._told(events, is_new, first_content)
         if is_new.any():
-            state.write(bytes(seen))
+            if seen.runs[: len(stored)] != stored:
+                state.clear()
+                stored = []
+            for run in seen.runs[len(stored) :]:
+                state.add(run)
             yield events if is_new.all() else events.filter(pa.array(is_new))
 
     def _archived(self, known: Iterable[tuple[int, int, bytes]], day: int, shard: int) -> Seen:

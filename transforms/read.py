@@ -29,6 +29,7 @@ from apache_beam.typehints.decorators import no_annotations
 
 from meterline.schemas.event import Reason
 from meterline.schemas.records import Reject
+from meterline.transforms.blocks import Records
 from meterline.transforms.progress import seen
 
 BLOCK_BYTES = 8 << 20
@@ -41,7 +42,7 @@ _BLANK = b" \t\r\n"
 class Block(NamedTuple):
     """Records that came together; `positions` are byte offsets, row or message numbers in `origin`."""
 
-    records: list[bytes]
+    records: Records
     positions: np.ndarray
     origin: str
     received_time: int
@@ -115,8 +116,8 @@ class _ReadFn(beam.DoFn):
         try:
             for records, positions in read_part(part):
                 seen.records += len(records)
-                seen.bytes_read += sum(map(len, records)) + len(records)
-                yield Block(records, np.asarray(positions, np.int64), part.path, received_time)
+                seen.bytes_read += int((records.ends - records.starts).sum()) + len(records)
+                yield Block(records, positions, part.path, received_time)
         except Unreadable as damage:
             beam.metrics.Metrics.counter("read", "records").inc()
             beam.metrics.Metrics.counter("read", Reason.UNREADABLE).inc()
@@ -126,8 +127,8 @@ class _ReadFn(beam.DoFn):
             )
 
 
-def read_part(part: Part) -> Iterator[tuple[list[bytes], list[int]]]:
-    """The records of a part of a file, with their positions.
+def read_part(part: Part) -> Iterator[tuple[Records, np.ndarray]]:
+    """The records of a part of a file, with their positions (int64).
 
     Raises:
       Unreadable: after the records before the damage.
@@ -204,7 +205,7 @@ def _zstd(file: IO[bytes]) -> Iterator[bytes]:
         raise EOFError("the file ends inside a frame")
 
 
-def _json(file: IO[bytes], compression: str | None, part: Part) -> Iterator[tuple[list[bytes], list[int]]]:
+def _json(file: IO[bytes], compression: str | None, part: Part) -> Iterator[tuple[Records, np.ndarray]]:
     if part.start:
         file.seek(part.start - 1)
     position = max(part.start - 1, 0)
@@ -221,7 +222,7 @@ def _json(file: IO[bytes], compression: str | None, part: Part) -> Iterator[tupl
     yield from _lines(first, chunks, position, part)
 
 
-def _lines(first: bytes, chunks: Iterator[bytes], position: int, part: Part) -> Iterator[tuple[list[bytes], list[int]]]:
+def _lines(first: bytes, chunks: Iterator[bytes], position: int, part: Part) -> Iterator[tuple[Records, np.ndarray]]:
     """Newline-delimited records that start in the part; the last may end behind it."""
     rest, chunk = b"", first
     # A part that starts in the middle leaves the line that began before it to the part before.
@@ -241,11 +242,11 @@ def _lines(first: bytes, chunks: Iterator[bytes], position: int, part: Part) -> 
             if end:
                 records, positions = _split(data[:end], position)
                 if 0 <= part.end <= position + end:
-                    inside = sum(1 for start in positions if start < part.end)
+                    inside = int(np.searchsorted(positions, part.end))
                     if inside:
-                        yield records[:inside], positions[:inside]
+                        yield records.take(slice(inside)), positions[:inside]
                     return
-                if records:
+                if len(records):
                     yield records, positions
             position, rest = position + end, data[end:]
             if len(rest) > MAX_KEPT_BYTES:
@@ -256,25 +257,20 @@ def _lines(first: bytes, chunks: Iterator[bytes], position: int, part: Part) -> 
     except Unreadable as damage:
         raise Unreadable(str(damage), position, damage.rest or rest) from None
     if rest.strip(_BLANK) and not skipping and (part.end < 0 or position < part.end):
-        yield [rest], [position]
+        yield Records.of([rest]), np.asarray([position])
 
 
-def _split(data: bytes, position: int) -> tuple[list[bytes], list[int]]:
+def _split(data: bytes, position: int) -> tuple[Records, np.ndarray]:
     """Lines that are not blank, with their offsets."""
-    records = data.split(b"\n")
-    records.pop()
-    lengths = np.fromiter(map(len, records), np.int64, len(records)) + 1
-    starts = np.cumsum(lengths) - lengths
-    positions = (position + starts).tolist()
+    records = Records.lines(data)
     # Only lines that begin with a blank are looked at: they are few.
-    doubtful = np.flatnonzero(np.frombuffer(data, np.uint8)[starts] <= ord(" ")).tolist()
-    if blank := {place for place in doubtful if not records[place].strip(_BLANK)}:
-        positions = [position for place, position in enumerate(positions) if place not in blank]
-        records = [record for place, record in enumerate(records) if place not in blank]
-    return records, positions
+    doubtful = np.flatnonzero(np.frombuffer(data, np.uint8)[records.starts] <= ord(" ")).tolist()
+    if blank := [place for place in doubtful if not records[place].strip(_BLANK)]:
+        records = records.take(np.delete(np.arange(len(records)), blank))
+    return records, position + records.starts
 
 
-def _array(first: bytes, chunks: Iterator[bytes]) -> Iterator[tuple[list[bytes], list[int]]]:
+def _array(first: bytes, chunks: Iterator[bytes]) -> Iterator[tuple[Records, np.ndarray]]:
     """The elements of a JSON array; positions count them from 0."""
     data, damage = bytearray(first), ""
     try:
@@ -291,7 +287,8 @@ def _array(first: bytes, chunks: Iterator[bytes]) -> Iterator[tuple[list[bytes],
         if not closed:
             damage = damage or f"the JSON array breaks at byte {len(data) - len(rest)}: {error}"
     for start in range(0, len(elements), _ROWS):
-        yield elements[start : start + _ROWS], list(range(start, min(start + _ROWS, len(elements))))
+        some = elements[start : start + _ROWS]
+        yield Records.of(some), np.arange(start, start + len(some))
     if damage:
         raise Unreadable(damage, len(elements), rest[:MAX_KEPT_BYTES])
 
@@ -326,14 +323,14 @@ def _elements(data: bytes) -> tuple[list[bytes], bytes, bool]:
 _CELL_ERRORS = (pa.ArrowException, ValueError, TypeError, OverflowError, LookupError, msgspec.MsgspecError)
 
 
-def _parquet(file: IO[bytes]) -> Iterator[tuple[list[bytes], list[int]]]:
+def _parquet(file: IO[bytes]) -> Iterator[tuple[Records, np.ndarray]]:
     """Rows as JSON records: columns are CloudEvents attributes; `data` is a struct, a map or JSON text."""
     position = 0
     try:
         table = pq.ParquetFile(file)
         _refuse_floats(table.schema_arrow)
         for batch in table.iter_batches(_ROWS):
-            yield _rows(batch, position), list(range(position, position + batch.num_rows))
+            yield Records.of(_rows(batch, position)), np.arange(position, position + batch.num_rows)
             position += batch.num_rows
     except (*_CELL_ERRORS, OSError) as error:
         raise Unreadable(f"not a readable Parquet file: {error}", position) from None

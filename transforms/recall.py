@@ -220,7 +220,7 @@ def _attributed(batch: pa.RecordBatch, keys: pa.Array) -> pa.RecordBatch:
     lists = batch["rating_keys"].offsets
     offsets = pa.array(np.asarray(lists) - lists[0].as_py(), pa.int32())
     nothing = {
-        "payload": pa.array([b""] * batch.num_rows, pa.binary()),
+        "payload": pa.DictionaryArray.from_arrays(pa.array(np.zeros(batch.num_rows, np.int32)), pa.array([b""])),
         "origin": symbols(np.zeros(batch.num_rows, np.int32), [""]),
         "position": pa.array(np.zeros(batch.num_rows, np.int64)),
         "rating_keys": pa.ListArray.from_arrays(offsets, keys),

@@ -1,8 +1,9 @@
-"""From a block of JSON records to columns: the vectorised reading of events.
+"""From a block of JSON records to columns: the fast reading of events.
 
-`Scanner.scan` gives for each record what `schemas.event` and docs/rules.md, section 1, say, fast: msgspec reads each
-record into a struct made for the catalog, columns are dictionary-encoded and each different value is checked once,
-by the same functions as the slow path. A record that is not surely fine takes the slow path alone.
+`Scanner.scan` gives for each record what `schemas.event` and docs/rules.md, section 1, say. Three paths try in turn,
+each on what the one before was not sure of: the compiled loop (compiled.pyx) on plain records; msgspec, with vectorised
+checks, on those with escapes and the like; and the slow path, one by one, which alone rejects what is no event. All
+check each different value of a column once, by the slow path's functions.
 """
 
 from __future__ import annotations
@@ -39,6 +40,8 @@ from meterline.schemas.event import (
     parse_json,
     parse_time,
 )
+from meterline.transforms.blocks import Records, binary_column, compiled
+from meterline.transforms.columns import referenced, symbols
 
 FUTURE_TOLERANCE = timedelta(hours=1)
 _US = timedelta(microseconds=1)
@@ -119,12 +122,14 @@ class Scanner:
     Args:
       shape: What the meters read.
       horizon: Oldest accepted age of an event when it is received; none for no bound.
-      vectorised: Whether the fast path is used; without it every record takes the slow path.
+      vectorised: Whether the fast paths are used; without them every record takes the slow path.
+      compiled: Whether the compiled one is, where it is there.
     """
 
     shape: EventShape
     horizon: timedelta | None = None
     vectorised: bool = True
+    compiled: bool = True
     _extensions: set[str] = field(default_factory=set)
 
     def scan(self, records: Sequence[bytes], received: int | np.ndarray) -> Scanned:
@@ -134,39 +139,115 @@ class Scanner:
           records: Each one JSON text.
           received: When they were received, microseconds since 1970: one for all, or one each.
         """
-        received = np.broadcast_to(np.asarray(received, np.int64), len(records))
-        if not (self.vectorised and self._tree):
-            return self._slow(records, np.arange(len(records)), received)
-        places, structs = self._decode(records)
-        columns, fine = self._columns(structs)
-        doubtful = np.ones(len(records), bool)
-        doubtful[places[fine]] = False
+        block = Records.of(records)
+        received = np.broadcast_to(np.asarray(received, np.int64), len(block))
+        found, rejected = [], []
+        left = np.arange(len(block))
+        for columns_of in self._paths:
+            columns, places, fine = columns_of(block, left)
+            some = self._judged(columns, places, fine, received[places])
+            found.append(some)
+            rejected += some.rejected
+            doubtful = np.zeros(len(block), bool)
+            doubtful[left] = True
+            doubtful[places[fine]] = False
+            left = np.flatnonzero(doubtful)
+            if not len(left):
+                break
+        else:
+            slow = self._slow(block, left, received)
+            rejected += slow.rejected
+            if slow.events.num_rows or not found:
+                found.append(slow)
+        events, places = _in_order([one for one in found if one.events.num_rows] or found[:1])
+        payload = referenced(binary_column(block.data, block.starts[places], block.ends[places], pa.binary()))
+        return Scanned(
+            events.append_column("payload", payload).select(self.shape.schema.names), places, sorted(rejected)
+        )
 
+    def _judged(
+        self, columns: dict[str, pa.Array], places: np.ndarray, fine: np.ndarray, received: np.ndarray
+    ) -> Scanned:
+        """Of the rows that are fine, those that are accepted, without payload, and the others with the reason."""
         times, types = np.asarray(columns["time"].cast(pa.int64())), columns["type"]
-        in_time, known = ~self._out_of_time(times, received[places]), self._known_type(types)
+        in_time, known = ~self._out_of_time(times, received), self._known_type(types)
         rejected = []
         for at in np.flatnonzero(fine & ~(in_time & known)).tolist():
-            place = int(places[at])
-            error = self._type_error(types[at].as_py()) if in_time[at] else self._time_error(times[at], received[place])
-            rejected.append(Rejected(place, error.reason, str(error)))
+            error = self._type_error(types[at].as_py()) if in_time[at] else self._time_error(times[at], received[at])
+            rejected.append(Rejected(int(places[at]), error.reason, str(error)))
+        columns["received_time"] = pa.array(received).cast(MICROSECONDS)
+        events = pa.RecordBatch.from_arrays(
+            [columns[item.name] for item in self._judged_schema], schema=self._judged_schema
+        )
         accepted = fine & in_time & known
         if not accepted.all():
-            places, mask = places[accepted], pa.array(accepted)
-            columns = {name: column.filter(mask) for name, column in columns.items()}
-        columns["received_time"] = pa.array(received[places]).cast(MICROSECONDS)
-        columns["payload"] = _binary([records[place] for place in places.tolist()])
-        schema = self.shape.schema
-        events = pa.RecordBatch.from_arrays([columns[name] for name in schema.names], schema=schema)
+            events, places = events.filter(pa.array(accepted)), places[accepted]
+        return Scanned(events, places, rejected)
 
-        slow = self._slow(records, np.flatnonzero(doubtful), received)
-        if slow.events.num_rows:
-            places = np.concatenate([places, slow.places])
-            order = np.argsort(places, kind="stable")
-            table = pa.Table.from_batches([events, slow.events]).unify_dictionaries().take(pa.array(order))
-            events, places = table.combine_chunks().to_batches()[0], places[order]
-        return Scanned(events, places, sorted(rejected + slow.rejected))
+    @cached_property
+    def _judged_schema(self) -> pa.Schema:
+        return pa.schema([item for item in self.shape.schema if item.name != "payload"])
 
-    # --- fast path ------------------------------------------------------------------------------
+    @property
+    def _paths(self) -> list[Callable[[Records, np.ndarray], tuple[dict[str, pa.Array], np.ndarray, np.ndarray]]]:
+        """The fast paths, the fastest first: from records, and the places in question, to columns, the places of their
+        rows, and which rows are fine."""
+        if not (self.vectorised and self._tree):
+            return []
+        return [self._compiled_columns, self._columns] if self._plan else [self._columns]
+
+    # --- compiled path --------------------------------------------------------------------------
+
+    @cached_property
+    def _plan(self) -> Any:
+        loops = compiled()
+        try:
+            return loops.Plan(self._tree) if loops and self.compiled else None
+        except ValueError:
+            return None
+
+    def _compiled_columns(self, block: Records, left: np.ndarray) -> tuple[dict[str, pa.Array], np.ndarray, np.ndarray]:
+        loops = compiled()
+        assert loops
+        slots = {path: slot for slot, path in enumerate(self._plan.paths)}
+        quantities = [name for name in self.shape.columns if name.startswith("q:")]
+        tokens = [name for name in self.shape.columns if not name.startswith("q:")]
+        wanted = [[slots[name[2:]] for name in names] for names in (quantities, tokens)]
+        some = block if len(left) == len(block) else block.take(left)
+        fine, times, ids, attributes, numbers, texts = loops.scan(
+            some.data, some.starts, some.ends, self._plan, *wanted
+        )
+        columns = {
+            "id": binary_column(some.data, ids[:, 0], ids[:, 1], pa.string()),
+            "time": pa.array(times).cast(MICROSECONDS),
+        }
+        for name, (codes, values) in zip(loops.ATTRIBUTES, attributes):
+            different = [value.decode() for value in values]
+            if name in ("source", "datacontenttype", "dataschema"):
+                fine &= np.asarray([not text or _attribute_is_fine(name, text) for text in different], bool)[codes]
+            if name == "tenantid":
+                name, different = "tenant_id", [text or DEFAULT_TENANT for text in different]
+            if name in self._judged_schema.names:
+                columns[name] = symbols(codes, different)
+        for name, (limbs, plain) in zip(quantities, numbers):
+            reading = self._reading(name, columns["type"])
+            fine &= plain | ~reading
+            columns[name] = pa.Array.from_buffers(QUANTITY, len(limbs), [_validity(reading), pa.py_buffer(limbs)])
+        for name, (codes, values) in zip(tokens, texts):
+            reading = self._reading(name, columns["type"])
+            said, verdict = _read_each(name[:1], values)
+            fine &= verdict[codes] | ~reading
+            column = symbols(codes, ["" if text is None else text for text in said])
+            columns[name] = pa.DictionaryArray.from_arrays(pc.if_else(reading, column.indices, None), column.dictionary)
+        return columns, left, fine
+
+    def _reading(self, name: str, types: pa.DictionaryArray) -> np.ndarray:
+        """Which events' types have a meter that reads a property column."""
+        reads = self.shape.reads(name)
+        of_type = np.asarray([value in reads for value in types.dictionary.to_pylist()] or [False], bool)
+        return of_type[np.asarray(types.indices)]
+
+    # --- vectorised path ------------------------------------------------------------------------
 
     @cached_property
     def _tree(self) -> dict[str, Any]:
@@ -218,11 +299,12 @@ class Scanner:
         )
         return msgspec.json.Decoder(event)
 
-    def _decode(self, records: Sequence[bytes]) -> tuple[np.ndarray, list[Any]]:
+    def _decode(self, block: Records, left: np.ndarray) -> tuple[np.ndarray, list[Any]]:
         decode = self._decoder.decode
         places: list[int] = []
         structs: list[Any] = []
-        for place, (record, plain) in enumerate(zip(records, _plain(records))):
+        records = list(block.take(left))
+        for place, record, plain in zip(left.tolist(), records, _plain(records)):
             if plain:
                 try:
                     structs.append(decode(record))
@@ -231,8 +313,8 @@ class Scanner:
                 places.append(place)
         return np.asarray(places, np.int64), structs
 
-    def _columns(self, structs: list[Any]) -> tuple[dict[str, pa.Array], np.ndarray]:
-        """Columns of the decoded records, and a mask of the rows whose values are all surely fine."""
+    def _columns(self, block: Records, left: np.ndarray) -> tuple[dict[str, pa.Array], np.ndarray, np.ndarray]:
+        places, structs = self._decode(block, left)
         fine = np.ones(len(structs), bool)
         columns: dict[str, pa.Array] = {}
         ids = [event.id for event in structs]
@@ -257,7 +339,7 @@ class Scanner:
         columns["time"] = pa.array(times).cast(MICROSECONDS)
         for name, kind in self.shape.columns.items():
             columns[name] = self._property(name, kind, structs, columns["type"], fine)
-        return columns, fine
+        return columns, places, fine
 
     @staticmethod
     def _symbols(values: list[Any], is_fine: Callable[[str], bool], fine: np.ndarray) -> pa.DictionaryArray:
@@ -276,10 +358,8 @@ class Scanner:
         prefix, _, path = name.partition(":")
         tokens = _tokens(self._tree, path, structs).dictionary_encode()
         values, verdict = _read_tokens(prefix, tokens.dictionary, kind)
-        reading = self.shape.reads(name)
         codes = np.asarray(tokens.indices)
-        read = np.fromiter((value in reading for value in types.dictionary.to_pylist()), bool, len(types.dictionary))
-        is_read = read[np.asarray(types.indices)] if len(read) else np.zeros(0, bool)
+        is_read = self._reading(name, types)
         fine &= verdict[codes] | ~is_read if len(verdict) else True
         mask = pa.array(codes, pa.int32(), mask=~is_read)
         column = values.take(mask)
@@ -297,7 +377,7 @@ class Scanner:
 
     # --- slow path ------------------------------------------------------------------------------
 
-    def _slow(self, records: Sequence[bytes], places: np.ndarray, received: np.ndarray) -> Scanned:
+    def _slow(self, records: Records, places: np.ndarray, received: np.ndarray) -> Scanned:
         rows: list[dict[str, Any]] = []
         accepted: list[int] = []
         rejected: list[Rejected] = []
@@ -308,16 +388,16 @@ class Scanner:
             except EventError as error:
                 rejected.append(Rejected(place, error.reason, str(error)))
         columns = []
-        for item in self.shape.schema:
+        for item in self._judged_schema:
             values = [row[item.name] for row in rows]
             is_symbol = item.type == SYMBOL
             column = pa.array(values, pa.string() if is_symbol else item.type)
             columns.append(column.dictionary_encode() if is_symbol else column)
-        events = pa.RecordBatch.from_arrays(columns, schema=self.shape.schema)
+        events = pa.RecordBatch.from_arrays(columns, schema=self._judged_schema)
         return Scanned(events, np.asarray(accepted, np.int64), rejected)
 
     def read(self, record: bytes, received: int) -> dict[str, Any]:
-        """One record as a row of `shape.schema`, the slow way.
+        """One record as a row of `shape.schema`, without payload, the slow way.
 
         Raises:
           EventError: with the reason code.
@@ -348,7 +428,6 @@ class Scanner:
             "subject": event.subject,
             "time": time,
             "received_time": received,
-            "payload": record,
         }
 
     def _learn(self, event: Event) -> None:
@@ -385,15 +464,22 @@ def _read_tokens(prefix: str, tokens: pa.Array, kind: pa.DataType) -> tuple[pa.A
         plain = pc.match_substring_regex(texts, _PLAIN_NUMBER)
         numbers = pc.if_else(plain, pc.ascii_rtrim(texts, "\n"), None).cast(QUANTITY)
     odd = pc.invert(plain)
-    values = []
-    for code in np.flatnonzero(odd).tolist():
-        try:
-            values.append(_read_token(prefix, tokens[code].as_py()))
-        except EventError:
-            values.append(None)
-            verdict[code] = False
+    values, verdict[np.asarray(odd)] = _read_each(prefix, tokens.filter(odd).to_pylist())
     read = pa.array(values, pa.string() if kind == SYMBOL else QUANTITY)
     return read if kind == SYMBOL else pc.replace_with_mask(numbers, odd, read), verdict
+
+
+def _read_each(prefix: str, tokens: list[bytes]) -> tuple[list[Any], np.ndarray]:
+    """What tokens say, None where one is wrong, and which are right."""
+    values: list[Any] = []
+    verdict = np.ones(len(tokens), bool)
+    for place, token in enumerate(tokens):
+        try:
+            values.append(_read_token(prefix, token))
+        except EventError:
+            values.append(None)
+            verdict[place] = False
+    return values, verdict
 
 
 @lru_cache(maxsize=65_536)
@@ -443,13 +529,18 @@ def _allowed(values: Sequence[str]) -> np.ndarray | bool:
     return np.fromiter((not FORBIDDEN_CHARACTERS.search(value) for value in values), bool, len(values))
 
 
-def _binary(values: list[bytes]) -> pa.Array:
-    """A binary column; several times faster than `pa.array` where values are long."""
-    offsets = np.zeros(len(values) + 1, np.int32)
-    np.cumsum(np.fromiter(map(len, values), np.int32, len(values)), out=offsets[1:])
-    return pa.Array.from_buffers(
-        pa.binary(), len(values), [None, pa.py_buffer(offsets), pa.py_buffer(b"".join(values))]
-    )
+def _validity(valid: np.ndarray) -> pa.Buffer | None:
+    return None if valid.all() else pa.py_buffer(np.packbits(valid, bitorder="little"))
+
+
+def _in_order(found: list[Scanned]) -> tuple[pa.RecordBatch, np.ndarray]:
+    """The events of all paths, and their places, in the order of the block."""
+    if len(found) == 1:
+        return found[0].events, found[0].places
+    places = np.concatenate([one.places for one in found])
+    order = np.argsort(places, kind="stable")
+    table = pa.Table.from_batches([one.events for one in found]).unify_dictionaries().take(pa.array(order))
+    return table.combine_chunks().to_batches()[0], places[order]
 
 
 _TEMPLATE = {

@@ -150,6 +150,7 @@ def _archived(batch: pa.RecordBatch) -> pa.RecordBatch:
     columns = {
         "rating_keys": pa.ListArray.from_arrays(starts, pa.array(ids)),
         "counted_values": pa.ListArray.from_arrays(starts, values),
+        "payload": batch["payload"].dictionary_decode(),
     }
     return pa.RecordBatch.from_pydict({name: columns[name] if name in columns else batch[name] for name in _ARCHIVED})
 

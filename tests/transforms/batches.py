@@ -81,6 +81,22 @@ def batch(events: Sequence[Usage]) -> pa.RecordBatch:
     return pa.RecordBatch.from_arrays(arrays, schema=ATTRIBUTED)
 
 
+class Bag:
+    """A bag state of Beam, in memory."""
+
+    def __init__(self) -> None:
+        self.values: list[Any] = []
+
+    def read(self) -> list[Any]:
+        return self.values
+
+    def add(self, value: Any) -> None:
+        self.values.append(value)
+
+    def clear(self) -> None:
+        self.values = []
+
+
 class Cell:
     """A state cell of Beam, in memory."""
 

@@ -322,7 +322,7 @@ def test_a_row_of_parquet_that_json_cannot_say_costs_itself_only(tmp_path: Path)
     columns = {"id": ids, "data": ['{"x": 1}', '{"x": 2}', '{"x": 3}, "subject": "other"']}
     pq.write_table(pa.table(columns), tmp_path / "rows.parquet")
     ((records, positions),) = read_part(Part(str(tmp_path / "rows.parquet"), 0, -1))
-    assert positions == [0, 1, 2]
+    assert positions.tolist() == [0, 1, 2]
     assert records[0] == b'{"id":"a","data":{"x": 1}}'
     assert records[1].startswith(b"row 1 of a Parquet file cannot be read as JSON: UnicodeDecodeError")
     assert records[2].startswith(b"row 2 of a Parquet file cannot be read as JSON: DecodeError")

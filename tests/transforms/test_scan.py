@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from meterline.schemas.catalog_files import load_catalog
 from meterline.schemas.event import Reason
+from meterline.transforms.blocks import compiled
 from meterline.transforms.scan import EventShape, Scanned, Scanner
 from tests import strategies
 from tests.simulation.delivery import microseconds
@@ -48,12 +49,12 @@ def assert_alike(fast: Scanned, slow: Scanned) -> None:
 
 
 def both(records: list[bytes], shape: EventShape = SHAPE, received: int = RECEIVED) -> Scanned:
-    fast = Scanner(shape, HORIZON)
-    slow = Scanner(shape, HORIZON, vectorised=False)
-    answer = slow.scan(records, received)
-    assert_alike(fast.scan(records, received), answer)
-    # Once more: the fast path now knows the extensions that it met.
-    assert_alike(fast.scan(records, received), answer)
+    answer = Scanner(shape, HORIZON, vectorised=False).scan(records, received)
+    assert_alike(Scanner(shape, HORIZON).scan(records, received), answer)
+    vectorised = Scanner(shape, HORIZON, compiled=False)
+    assert_alike(vectorised.scan(records, received), answer)
+    # Once more: it now knows the extensions that it met.
+    assert_alike(vectorised.scan(records, received), answer)
     return answer
 
 
@@ -164,6 +165,23 @@ def test_good_records_take_the_fast_path(monkeypatch: pytest.MonkeyPatch) -> Non
     assert Scanner(SHAPE, HORIZON).scan(spellings, RECEIVED).events.num_rows == len(spellings)
 
 
+@pytest.mark.skipif(compiled() is None, reason="the compiled loops are not built here, or switched off")
+def test_plain_records_take_the_compiled_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    spellings = [GOOD, b" " + GOOD + b"\r", GOOD.replace(b'"eu"', '"größe"'.encode()), GOOD.replace(b"1.5", b'"1.50"')]
+    spellings.append(GOOD.replace(b'"id"', b'"tenantid":"acme","traceparent":"00-1","sampledrate":30,"id"'))
+    spellings.append(GOOD.replace(b'"id"', b'"dataschema":null,"datacontenttype":"application/json","id"'))
+    spellings.append(GOOD.replace(b'"user"', b'"more":[1e5,{"a":"\\u00e9\\ud800"},null,-0.1],"user"'))
+    spellings.append(GOOD.replace(b'"id":"1"', '"id":"é€😀"'.encode()).replace(b"00Z", b"00.123456789+05:30"))
+    monkeypatch.setattr(Scanner, "_columns", None)
+    assert Scanner(SHAPE, HORIZON).scan(spellings, RECEIVED).events.num_rows == len(spellings)
+
+
+def test_a_bad_record_leaves_the_others_on_the_compiled_path() -> None:
+    scanned = both([GOOD, b"{", GOOD.replace(b'"eu"', b'"a\\nb"'), b"", GOOD.replace(b'"id"', b'"\\u0069d"'), GOOD])
+    assert scanned.places.tolist() == [0, 2, 4, 5]
+    assert scanned.events["d:region"].to_pylist() == ["eu", "a\nb", "eu", "eu"]
+
+
 # --- mutations ------------------------------------------------------------------------------------------
 
 TOKENS = (
@@ -220,9 +238,12 @@ def test_mutated_records(tmp_path: Path) -> None:
         shape = EventShape.of(load_catalog(folder))
         pool = [record for record in world.records if len(record) < 3_000]
         fast, slow = Scanner(shape, world.horizon), Scanner(shape, world.horizon, vectorised=False)
+        middle = Scanner(shape, world.horizon, compiled=False)
         for _ in range(10):
             records = [mutated(rng, rng.choice(pool)) for _ in range(200)]
             received = microseconds(world.received)
-            assert_alike(fast.scan(records, received), slow.scan(records, received))
+            answer = slow.scan(records, received)
+            assert_alike(fast.scan(records, received), answer)
+            assert_alike(middle.scan(records, received), answer)
             done += len(records)
         number += 1

@@ -1,0 +1,71 @@
+"""Blocks of records: one piece of text, and where its records stand in it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from types import ModuleType
+
+import numpy as np
+import pyarrow as pa
+
+_compiled: ModuleType | None
+try:
+    from meterline.transforms import compiled as _compiled
+except ImportError:  # Installed where no C compiler was found: slower, and no different.
+    _compiled = None
+
+
+def compiled() -> ModuleType | None:
+    """The compiled loops; none where they could not be built, or where METERLINE_COMPILED is 0."""
+    return None if os.environ.get("METERLINE_COMPILED") == "0" else _compiled
+
+
+@dataclass(frozen=True)
+class Records(Sequence[bytes]):
+    """Record number n is `data[starts[n]:ends[n]]`; both are int64."""
+
+    data: bytes
+    starts: np.ndarray
+    ends: np.ndarray
+
+    @classmethod
+    def of(cls, records: Sequence[bytes]) -> Records:
+        if isinstance(records, Records):
+            return records
+        ends = np.cumsum(np.fromiter(map(len, records), np.int64, len(records)))
+        return cls(b"".join(records), np.concatenate([np.zeros(1, np.int64), ends])[:-1], ends)
+
+    @classmethod
+    def lines(cls, data: bytes) -> Records:
+        """The lines of a text that ends with a line feed, without their line feeds."""
+        if loops := compiled():
+            return cls(data, *loops.lines(data))
+        ends = np.flatnonzero(np.frombuffer(data, np.uint8) == ord("\n"))
+        return cls(data, np.concatenate([np.zeros(1, np.int64), ends + 1])[:-1], ends)
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    def __getitem__(self, place: int) -> bytes:  # type: ignore[override]
+        return self.data[self.starts[place] : self.ends[place]]
+
+    def __iter__(self) -> Iterator[bytes]:
+        data = self.data
+        return (data[start:end] for start, end in zip(self.starts.tolist(), self.ends.tolist()))
+
+    def take(self, places: np.ndarray | slice) -> Records:
+        """Some of the records, over the same text."""
+        return Records(self.data, self.starts[places], self.ends[places])
+
+
+def binary_column(data: bytes, starts: np.ndarray, ends: np.ndarray, kind: pa.DataType) -> pa.Array:
+    """Pieces of a text as a column of binary or string type (not checked to be UTF-8)."""
+    if loops := compiled():
+        offsets, packed = loops.gather(data, starts, ends)
+    else:
+        packed = b"".join([data[start:end] for start, end in zip(starts.tolist(), ends.tolist())])
+        offsets = np.zeros(len(starts) + 1, np.int32)
+        np.cumsum(ends - starts, out=offsets[1:])
+    return pa.Array.from_buffers(kind, len(starts), [None, pa.py_buffer(offsets), pa.py_buffer(packed)])
