@@ -37,8 +37,8 @@ class AttributeEvents(beam.PTransform):
 
     @no_annotations
     def expand(self, events: beam.PCollection[pa.RecordBatch]) -> Attributed:
-        attribute = beam.ParDo(_AttributeFn(), self.catalog).with_outputs("rejects", main="events")
-        attributed = events | "Attribute" >> attribute
+        attribute = beam.ParDo(_AttributeFn(), self.catalog).with_output_types(pa.RecordBatch)
+        attributed = events | "Attribute" >> attribute.with_outputs("rejects", main="events")
         return Attributed(attributed["events"], attributed["rejects"])
 
 

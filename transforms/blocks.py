@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from types import ModuleType
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -39,7 +40,7 @@ class Records(Sequence[bytes]):
 
     @classmethod
     def lines(cls, data: bytes) -> Records:
-        """The lines of a text that ends with a line feed, without their line feeds."""
+        """The lines of a text, without their line feeds; what follows the last line feed is none."""
         if loops := compiled():
             return cls(data, *loops.lines(data))
         ends = np.flatnonzero(np.frombuffer(data, np.uint8) == ord("\n"))
@@ -58,6 +59,15 @@ class Records(Sequence[bytes]):
     def take(self, places: np.ndarray | slice) -> Records:
         """Some of the records, over the same text."""
         return Records(self.data, self.starts[places], self.ends[places])
+
+
+class Block(NamedTuple):
+    """Records that came together; `positions` (int64) are byte offsets, row or message numbers in `origin`."""
+
+    records: Records
+    positions: np.ndarray
+    origin: str
+    received_time: int
 
 
 def binary_column(data: bytes, starts: np.ndarray, ends: np.ndarray, kind: pa.DataType) -> pa.Array:

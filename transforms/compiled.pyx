@@ -768,14 +768,18 @@ def lines(bytes data):
     cdef const char *at = base
     cdef const char *end = base + len(data)
     cdef const char *found
-    cdef Py_ssize_t count = data.count(b"\n"), row = 0
+    cdef Py_ssize_t count = 0, row = 0
+    with nogil:
+        while (found := <const char *> memchr(at, 10, end - at)) != NULL:
+            count += 1
+            at = found + 1
     start_column, end_column = np.zeros(count, np.int64), np.zeros(count, np.int64)
     cdef int64_t[::1] starts = start_column
     cdef int64_t[::1] ends = end_column
+    at = base
     with nogil:
-        while row < count:
+        for row in range(count):
             found = <const char *> memchr(at, 10, end - at)
             starts[row], ends[row] = at - base, found - base
             at = found + 1
-            row += 1
     return start_column, end_column

@@ -23,13 +23,11 @@ from apache_beam.utils.timestamp import Duration, Timestamp
 
 from meterline.schemas.event import Reason, microseconds
 from meterline.schemas.records import RatingKey, Reject
-from meterline.transforms.columns import DAY_SECONDS, referenced, utc_days
+from meterline.transforms.columns import DAY_SECONDS, utc_days
 from meterline.transforms.recall import archived_twins
 
 # Lateness that the runner allows beyond the horizon, so that it never drops what `validate` accepted.
 SLACK = timedelta(days=1)
-# As fast as lz4 here, and a third smaller: the shuffle is what a run on one machine holds in memory.
-_IPC = pa.ipc.IpcWriteOptions(compression="zstd")
 
 
 class Deduplicated(NamedTuple):
@@ -64,7 +62,10 @@ class DeduplicateEvents(beam.PTransform):
             inputs["events"]
             | "Shard" >> beam.ParDo(_ShardFn(self.shards)).with_output_types(tuple[bytes, pa.RecordBatch])
             | "ByDay" >> beam.WindowInto(FixedWindows(DAY_SECONDS), allowed_lateness=lateness)
-            | "Deduplicate" >> beam.ParDo(_DeduplicateFn(self.url), known).with_outputs("rejects", main="events")
+            | "Deduplicate"
+            >> beam.ParDo(_DeduplicateFn(self.url), known)
+            .with_output_types(pa.RecordBatch)
+            .with_outputs("rejects", main="events")
         )
         return Deduplicated(
             *(
@@ -104,29 +105,6 @@ class _ShardFn(beam.DoFn):
     def process(self, events: pa.RecordBatch) -> Iterator[Any]:
         for day, shard, part in _cut(events, self._shards):
             yield TimestampedValue((b"%d" % shard, part), Timestamp(day * DAY_SECONDS))
-
-
-class BatchCoder(beam.coders.Coder):
-    """Batches as compressed Arrow streams, where they cross a shuffle; between fused stages nothing is encoded."""
-
-    def encode(self, events: pa.RecordBatch) -> bytes:
-        place = events.schema.get_field_index("payload")
-        if place >= 0 and len(events["payload"].dictionary) != len(events):  # Rows were dropped, or went elsewhere.
-            payload = referenced(events["payload"].dictionary_decode())
-            events = events.set_column(place, events.schema.field(place), payload)
-        sink = pa.BufferOutputStream()
-        with pa.ipc.new_stream(sink, events.schema, options=_IPC) as writer:
-            writer.write_batch(events)
-        return sink.getvalue().to_pybytes()
-
-    def decode(self, encoded: bytes) -> pa.RecordBatch:
-        return pa.ipc.open_stream(encoded).read_next_batch()
-
-    def is_deterministic(self) -> bool:
-        return False
-
-
-beam.coders.registry.register_coder(pa.RecordBatch, BatchCoder)
 
 
 def identity_columns(identities: pa.Array) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -29,23 +29,14 @@ from apache_beam.typehints.decorators import no_annotations
 
 from meterline.schemas.event import Reason
 from meterline.schemas.records import Reject
-from meterline.transforms.blocks import Records
+from meterline.transforms.blocks import Block, Records
 from meterline.transforms.progress import seen
 
-BLOCK_BYTES = 8 << 20
+BLOCK_BYTES = 16 << 20
 PART_BYTES = 64 << 20
 MAX_KEPT_BYTES = 64 << 20
 _ROWS = 16_384
 _BLANK = b" \t\r\n"
-
-
-class Block(NamedTuple):
-    """Records that came together; `positions` are byte offsets, row or message numbers in `origin`."""
-
-    records: Records
-    positions: np.ndarray
-    origin: str
-    received_time: int
 
 
 class Part(NamedTuple):
@@ -90,7 +81,8 @@ class ReadFiles(beam.PTransform):
             | "Files" >> beam.Create(self.paths, reshuffle=False)
             | "Cut" >> beam.ParDo(_CutFn())
             | "Spread" >> beam.Reshuffle()
-            | "Read" >> beam.ParDo(_ReadFn(), self.received_time).with_outputs("rejects", main="blocks")
+            | "Read"
+            >> beam.ParDo(_ReadFn(), self.received_time).with_output_types(Block).with_outputs("rejects", main="blocks")
         )
         return Read(read["blocks"], read["rejects"])
 
@@ -240,7 +232,7 @@ def _lines(first: bytes, chunks: Iterator[bytes], position: int, part: Part) -> 
                     return
             end = data.rfind(b"\n") + 1
             if end:
-                records, positions = _split(data[:end], position)
+                records, positions = _split(data, position)
                 if 0 <= part.end <= position + end:
                     inside = int(np.searchsorted(positions, part.end))
                     if inside:
@@ -261,7 +253,7 @@ def _lines(first: bytes, chunks: Iterator[bytes], position: int, part: Part) -> 
 
 
 def _split(data: bytes, position: int) -> tuple[Records, np.ndarray]:
-    """Lines that are not blank, with their offsets."""
+    """Lines that have an end and are not blank, with their offsets."""
     records = Records.lines(data)
     # Only lines that begin with a blank are looked at: they are few.
     doubtful = np.flatnonzero(np.frombuffer(data, np.uint8)[records.starts] <= ord(" ")).tolist()

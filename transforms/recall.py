@@ -57,7 +57,10 @@ class RecallEvents(beam.PTransform):
             events
             | "Touch" >> beam.ParDo(_TouchFn()).with_output_types(tuple[str, bytes])
             | "Together" >> beam.GroupByKey()
-            | "Recall" >> beam.ParDo(_RecallFn(self.url)).with_outputs("identities", main="events")
+            | "Recall"
+            >> beam.ParDo(_RecallFn(self.url))
+            .with_output_types(pa.RecordBatch)
+            .with_outputs("identities", main="events")
         )
         return Recalled(recalled["events"], recalled["identities"])
 
@@ -75,7 +78,7 @@ class RecallSpans(beam.PTransform):
         return (
             begin
             | "Spans" >> beam.Create([("touched", [packed])], reshuffle=False)
-            | "Recall" >> beam.ParDo(_RecallFn(self.url))
+            | "Recall" >> beam.ParDo(_RecallFn(self.url)).with_output_types(pa.RecordBatch)
         )
 
 

@@ -14,7 +14,8 @@ from apache_beam.typehints.decorators import no_annotations
 
 from meterline.schemas.catalog import Catalog
 from meterline.schemas.records import Reject
-from meterline.transforms.read import Block
+from meterline.transforms import coders  # noqa: F401 — registers how batches are encoded
+from meterline.transforms.blocks import Block
 from meterline.transforms.scan import EventShape, Scanner
 
 
@@ -37,8 +38,8 @@ class ValidateEvents(beam.PTransform):
 
     @no_annotations
     def expand(self, blocks: beam.PCollection[Block]) -> Validated:
-        validate = beam.ParDo(_ValidateFn(self.horizon), self.catalog).with_outputs("rejects", main="events")
-        validated = blocks | "Validate" >> validate
+        validate = beam.ParDo(_ValidateFn(self.horizon), self.catalog).with_output_types(pa.RecordBatch)
+        validated = blocks | "Validate" >> validate.with_outputs("rejects", main="events")
         return Validated(validated["events"], validated["rejects"])
 
 

@@ -21,7 +21,8 @@ from hypothesis import strategies as st
 
 from meterline.schemas.event import Reason
 from meterline.transforms import deduplicate
-from meterline.transforms.deduplicate import DAY_SECONDS, BatchCoder, DeduplicateEvents, Seen
+from meterline.transforms.coders import BatchCoder
+from meterline.transforms.deduplicate import DAY_SECONDS, DeduplicateEvents, Seen
 from tests.transforms import batches
 from tests.transforms.batches import START, Fed, Usage, batch, key_text
 
