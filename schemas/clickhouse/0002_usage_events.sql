@@ -19,4 +19,5 @@ CREATE TABLE usage_events (
 ) ENGINE = ReplacingMergeTree
 PARTITION BY toYYYYMMDD(time)
 -- Readers go from a line item (account, window) to its events; identity, last, makes a replay the same row.
-ORDER BY (tenant_id, billing_account_id, time, identity);
+ORDER BY (tenant_id, billing_account_id, time, identity)
+SETTINGS merge_selector_base = 32;
