@@ -783,3 +783,51 @@ def lines(bytes data):
             starts[row], ends[row] = at - base, found - base
             at = found + 1
     return start_column, end_column
+
+
+def distinct(const int64_t[::1] numbers):
+    """Where each different number stands first (int64), in this order, and which of them each row has (int64)."""
+    cdef Py_ssize_t rows = numbers.shape[0], row
+    cdef uint64_t size = 16, place
+    while size < 2 * <uint64_t> rows:
+        size *= 2
+    cdef int32_t *table = <int32_t *> malloc(size * sizeof(int32_t))
+    if table == NULL:
+        raise MemoryError
+    memset(table, 0xFF, size * sizeof(int32_t))
+    first_column, code_column = np.empty(rows, np.int64), np.empty(rows, np.int64)
+    cdef int64_t[::1] first = first_column
+    cdef int64_t[::1] codes = code_column
+    cdef Py_ssize_t count = 0
+    with nogil:
+        for row in range(rows):
+            # Source: Fibonacci hashing (Knuth, The Art of Computer Programming, volume 3, 6.4).
+            place = (<uint64_t> numbers[row] * 0x9E3779B97F4A7C15ULL) >> 20 & (size - 1)
+            while table[place] >= 0 and numbers[first[table[place]]] != numbers[row]:
+                place = (place + 1) & (size - 1)
+            if table[place] < 0:
+                table[place] = count
+                first[count] = row
+                count += 1
+            codes[row] = table[place]
+    free(table)
+    return first_column[:count].copy(), code_column
+
+
+def sums(const int64_t[::1] groups, const uint64_t[:, ::1] numbers, Py_ssize_t count):
+    """Sums by group of numbers of 128 bits (low limb first, not negative); as pairs of limbs, modulo 2^128."""
+    cdef Py_ssize_t rows = groups.shape[0], row
+    if numbers.shape[0] != rows or numbers.shape[1] != 2:
+        raise ValueError("a number for each group is needed")
+    sum_column = np.zeros((count, 2), np.uint64)
+    cdef uint64_t[:, ::1] added = sum_column
+    cdef int64_t group
+    for row in range(rows):
+        if not 0 <= groups[row] < count:
+            raise ValueError("a group is out of range")
+    with nogil:
+        for row in range(rows):
+            group = groups[row]
+            added[group, 0] += numbers[row, 0]
+            added[group, 1] += numbers[row, 1] + (added[group, 0] < numbers[row, 0])
+    return sum_column

@@ -17,6 +17,7 @@ from apache_beam.utils.windowed_value import WindowedValue
 
 from meterline.schemas.catalog import Aggregation, Catalog
 from meterline.schemas.records import RatingKey
+from meterline.transforms.blocks import compiled
 from meterline.transforms.columns import code_column, decimal_limbs, distinct
 from meterline.transforms.rules.aggregation import Cell, Usage, merge
 from meterline.transforms.rules.attribution import directory
@@ -131,7 +132,11 @@ class _Slots:
     def _sums(self) -> list[int]:
         """Exact sums: of 10^-12 units a quantity has less than 10^32, so `_MAX_SLOTS` of them fit the 10^38 of Arrow's
         type (which wraps beyond them without a word)."""
-        table = pa.table({"cell": self.cell, "quantity": self.events["quantities"].flatten()})
+        quantities = self.events["quantities"].flatten()
+        if loops := compiled():
+            limbs = np.ascontiguousarray(decimal_limbs(quantities)).view(np.uint64)
+            return _whole(loops.sums(self.cell, limbs, self.cells))
+        table = pa.table({"cell": self.cell, "quantity": quantities})
         # In the order in which the cells come first, which is that of their numbers.
         sums = table.group_by("cell", use_threads=False).aggregate([("quantity", "sum")])["quantity_sum"]
         return _ints(sums.combine_chunks())
@@ -167,7 +172,11 @@ class _Slots:
 
 def _ints(quantities: pa.Array) -> list[int]:
     """Quantities, which are not negative, in units of 10^-12."""
-    return [int(low) + (int(high) << 64) for low, high in decimal_limbs(quantities).view(np.uint64).tolist()]
+    return _whole(decimal_limbs(quantities).view(np.uint64))
+
+
+def _whole(limbs: np.ndarray) -> list[int]:
+    return [low + (high << 64) for low, high in limbs.tolist()]
 
 
 def pack(aggregation: Aggregation, usages: UsageByCell) -> bytes:

@@ -315,6 +315,40 @@ def test_large_files_are_cut_and_read_once(tmp_path: Path, monkeypatch: pytest.M
         assert_that(told, equal_to([("read", "unreadable", 5)]))
 
 
+cells = {
+    pa.string(): st.text(),
+    pa.int64(): st.integers(-(2**63), 2**63 - 1),
+    pa.uint8(): st.integers(0, 255),
+    pa.bool_(): st.booleans(),
+    pa.decimal128(38, 12): st.decimals(-(10**20), 10**20, places=12),
+    pa.decimal128(9, 0): st.integers(0, 10**9 - 1).map(Decimal),
+    pa.timestamp("us", "UTC"): st.datetimes(timezones=st.just(UTC)),
+    pa.timestamp("ms"): st.datetimes(timezones=st.just(UTC)).map(
+        lambda moment: moment.replace(microsecond=moment.microsecond // 1000 * 1000, tzinfo=None)
+    ),
+    pa.struct([("n", pa.int64()), ('a"b', pa.string())]): st.fixed_dictionaries(
+        {"n": st.none() | st.integers(0, 9), 'a"b': st.none() | st.text()}
+    ),
+}
+
+
+@given(st.data())
+def test_columns_of_parquet_become_the_text_that_their_rows_become(data: st.DataObject) -> None:
+    rows = data.draw(st.integers(1, 4))
+
+    def column(kind: pa.DataType) -> pa.Array:
+        return pa.array(data.draw(st.lists(st.none() | cells[kind], min_size=rows, max_size=rows)), kind)
+
+    kinds = data.draw(st.lists(st.sampled_from(list(cells)), max_size=4))
+    inner = [kind for kind in data.draw(st.lists(st.sampled_from(list(cells)))) if not pa.types.is_timestamp(kind)]
+    usage = pa.StructArray.from_arrays([column(kind) for kind in inner], [f"p{n}" for n in range(len(inner))])
+    columns = {f"c{n}": column(kind) for n, kind in enumerate(kinds)} | ({"data": usage} if inner else {})
+    batch = pa.RecordBatch.from_pydict(columns | {"last": column(pa.string())})
+    texts = read._texts(batch)
+    assert texts is not None
+    assert list(texts) == read._rows(batch, 0)
+
+
 def test_a_row_of_parquet_that_json_cannot_say_costs_itself_only(tmp_path: Path) -> None:
     ids = pa.Array.from_buffers(
         pa.string(), 3, [None, pa.py_buffer(np.array([0, 1, 2, 3], np.int32)), pa.py_buffer(b"a\xffc")]
