@@ -18,7 +18,7 @@ from apache_beam.metrics import Metrics
 
 from meterline.schemas.arrow import MONEY, QUANTITY
 from meterline.schemas.catalog import Catalog
-from meterline.schemas.records import Invoice, InvoiceLine, RatingKey, rating_key_id
+from meterline.schemas.records import Invoice, InvoiceLine, RatingKey
 from meterline.transforms import clickhouse
 from meterline.transforms.rules.attribution import Directory, directory
 from meterline.transforms.rules.invoicing import (
@@ -231,7 +231,6 @@ def line_rows(invoices: Iterable[Invoice]) -> pa.Table:
             "line_number": pa.array([number for _, number, _ in pairs], pa.uint32()),
             "invoice_line_id": [invoice.line_id(line) for invoice, _, line in pairs],
             **key_columns([line.key for line in lines]),
-            "rating_key_id": pa.array([rating_key_id(line.key.text) for line in lines], pa.uint64()),
             "account_id": [line.account_id for line in lines],
             "description": [line.description for line in lines],
             "unit": [line.unit for line in lines],

@@ -92,6 +92,8 @@ def mix(*columns: np.ndarray) -> np.ndarray:
 
     Source: the finalizer of SplitMix64.
     """
+    if loops := compiled():
+        return loops.mix([np.ascontiguousarray(column) for column in columns])
     state = np.zeros(len(columns[0]), np.uint64)
     for column in columns:
         state = (state ^ column) + np.uint64(0x9E3779B97F4A7C15)

@@ -831,3 +831,23 @@ def sums(const int64_t[::1] groups, const uint64_t[:, ::1] numbers, Py_ssize_t c
             added[group, 0] += numbers[row, 0]
             added[group, 1] += numbers[row, 1] + (added[group, 0] < numbers[row, 0])
     return sum_column
+
+
+def mix(list columns):
+    """One 64-bit hash of several columns (uint64) of equal length, row by row; see columns.mix."""
+    cdef const uint64_t[::1] column = columns[0]
+    cdef Py_ssize_t rows = column.shape[0], row
+    state_column = np.zeros(rows, np.uint64)
+    cdef uint64_t[::1] states = state_column
+    cdef uint64_t state
+    for one in columns:
+        column = one
+        if column.shape[0] != rows:
+            raise ValueError("the columns differ in length")
+        with nogil:
+            for row in range(rows):
+                state = (states[row] ^ column[row]) + 0x9E3779B97F4A7C15ULL
+                state = (state ^ (state >> 30)) * 0xBF58476D1CE4E5B9ULL
+                state = (state ^ (state >> 27)) * 0x94D049BB133111EBULL
+                states[row] = state ^ (state >> 31)
+    return state_column

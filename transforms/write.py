@@ -70,8 +70,6 @@ class _InsertFn(beam.DoFn):
 
 
 def line_item_rows(items: list[LineItem]) -> pa.Table:
-    keys = [item.key for item in items]
-    texts = [key.text for key in keys]
     lengths = [len(item.tiers) for item in items]
     offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]), pa.int32())
     tiers = [tier for item in items for tier in item.tiers]
@@ -81,8 +79,7 @@ def line_item_rows(items: list[LineItem]) -> pa.Table:
 
     return pa.table(
         {
-            **key_columns(keys),
-            "rating_key_id": pa.array(map(rating_key_id, texts), pa.uint64()),
+            **key_columns([item.key for item in items]),
             "window_start": pa.array([item.window_start for item in items], _SECONDS),
             "window_end": pa.array([item.window_end for item in items], _SECONDS),
             "account_id": [item.account_id for item in items],
@@ -103,14 +100,21 @@ def line_item_rows(items: list[LineItem]) -> pa.Table:
 
 
 def key_columns(keys: Iterable[RatingKey]) -> dict[str, Any]:
+    """The columns of rating keys, and their ids."""
     keys = list(keys)
+    # Rows of one key come together, and have one object: what is made for each is made once.
+    places: dict[int, int] = {}
+    codes = pa.array([places.setdefault(id(key), len(places)) for key in keys], pa.int32())
+    different = list({id(key): key for key in keys}.values())
     names = ("tenant_id", "billing_account_id", "subscription_id", "charge_id", "meter_id", "rate_card_version")
-    return {
-        **{name: [getattr(key, name) for key in keys] for name in names},
-        "period_start": pa.array([key.period_start for key in keys], _SECONDS),
-        "period_end": pa.array([key.period_end for key in keys], _SECONDS),
-        "dimensions": pa.array([list(key.dimensions) for key in keys], _TEXT_MAP),
+    columns = {
+        **{name: pa.array([getattr(key, name) for key in different], pa.string()) for name in names},
+        "period_start": pa.array([key.period_start for key in different], _SECONDS),
+        "period_end": pa.array([key.period_end for key in different], _SECONDS),
+        "dimensions": pa.array([list(key.dimensions) for key in different], _TEXT_MAP),
+        "rating_key_id": pa.array([key.id for key in different], pa.uint64()),
     }
+    return {name: column.take(codes) for name, column in columns.items()}
 
 
 def rating_key_rows(batches: list[pa.RecordBatch]) -> pa.Table:
@@ -122,7 +126,6 @@ def rating_key_rows(batches: list[pa.RecordBatch]) -> pa.Table:
     ordered = sorted(texts)
     return pa.table(
         {
-            "rating_key_id": pa.array(map(rating_key_id, ordered), pa.uint64()),
             "rating_key": ordered,
             **key_columns(map(RatingKey.parse, ordered)),
         }
