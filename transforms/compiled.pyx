@@ -626,7 +626,12 @@ def scan(bytes data, const int64_t[::1] starts, const int64_t[::1] ends, Plan pl
     for row in range(rows):
         if not 0 <= starts[row] <= ends[row] <= len(data):
             raise ValueError("a record lies outside the block")
-    cdef int many = len(quantities), others = len(tokens), which
+    cdef int slots = len(plan.paths), which
+    if len(quantities) > MAX_SLOTS or len(tokens) > MAX_SLOTS:
+        raise ValueError("more columns than a compiled plan holds")
+    if not all(0 <= slot < slots for slot in quantities + tokens):
+        raise ValueError("a property is not in the plan")
+    cdef int many = len(quantities), others = len(tokens)
     fine_column = np.zeros(rows, np.uint8)
     time_column = np.zeros(rows, np.int64)
     id_column = np.zeros((rows, 2), np.int64)
@@ -653,7 +658,6 @@ def scan(bytes data, const int64_t[::1] starts, const int64_t[::1] ends, Plan pl
     cdef Span known[KNOWN]
     cdef Span found[MAX_SLOTS]
     cdef Span *one
-    cdef int slots = len(plan.paths)
     with nogil:
         for row in range(rows):
             memset(known, 0, sizeof(known))

@@ -202,7 +202,8 @@ class Scanner:
     def _plan(self) -> Any:
         loops = compiled()
         try:
-            return loops.Plan(self._tree) if loops and self.compiled else None
+            fits = len(self.shape.columns) <= 64
+            return loops.Plan(self._tree) if loops and self.compiled and fits else None
         except ValueError:
             return None
 
