@@ -229,6 +229,37 @@ def rate(
 
 
 @app.command()
+def void(
+    event: Annotated[str, typer.Option(help="The id of an accepted event.")],
+    reason: Annotated[str, typer.Option(help="Why it shall count no more; kept with it.")],
+    source: Annotated[str | None, typer.Option(help="Its source, where several events have the id.")] = None,
+    tenant: Annotated[str | None, typer.Option(help="Its tenant.")] = None,
+    time: Annotated[str | None, typer.Option(help="Its time (RFC 3339), where the id was used again.")] = None,
+    catalog: CatalogFolder = Path("catalog"),
+    clickhouse: Url = DEFAULT_DATABASE,
+    now: Now = None,
+    as_json: AsJson = False,
+) -> None:
+    """Let an accepted event count no more: the usage of its periods is computed anew without it.
+
+    The event stays archived, and a copy of it stays a duplicate. What was issued does not change: the next invoice of
+    the period gives back the difference. A void is final; usage voided by mistake is sent again under a new id.
+    """
+    prices = _catalog(catalog)
+    received = instant(now)
+    from meterline.runners import tables, voids
+
+    found = voids.find(clickhouse, event, source, tenant, instant(time) if time else None)
+    if not as_json:
+        out.print(tables.to_be_voided(found))
+    report = voids.void_event(found, reason, prices, clickhouse, now=received, console=None if as_json else err)
+    if as_json:
+        print_json(report.to_json())
+        return
+    out.print(tables.voided(report))
+
+
+@app.command()
 def invoice(
     period: Annotated[str, typer.Option(help="Label of the billing period, like 2026-10: the month it starts in.")],
     catalog: CatalogFolder = Path("catalog"),

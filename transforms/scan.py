@@ -39,6 +39,7 @@ from meterline.schemas.event import (
     parse_json,
     parse_time,
 )
+from meterline.schemas.voids import VOID_TYPE
 
 FUTURE_TOLERANCE = timedelta(hours=1)
 _US = timedelta(microseconds=1)
@@ -73,7 +74,7 @@ class EventShape:
 
     @classmethod
     def of(cls, catalog: Catalog) -> EventShape:
-        types = {meter.event_type for meter in catalog.meters}
+        types = {meter.event_type for meter in catalog.meters} | {VOID_TYPE}
         quantities: dict[str, set[str]] = {name: set() for name in types}
         distincts: dict[str, set[str]] = {name: set() for name in types}
         dimensions: dict[str, set[str]] = {name: set() for name in types}
