@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -162,6 +162,13 @@ def find(url: str, id: str, source: str | None, tenant: str | None, time: dateti
     return found[0]
 
 
+def _first_period(url: str, event: Candidate) -> datetime:
+    sql = "SELECT min(period_start) AS first FROM rating_keys WHERE rating_key_id IN {keys:Array(UInt64)}"
+    first = clickhouse.query(url, sql, {"keys": list(event.rating_keys)}).column("first")[0].as_py()
+    assert isinstance(first, datetime)
+    return first.replace(tzinfo=UTC)
+
+
 def _name(row: dict[str, Any]) -> EventName:
     return EventName(row["tenant_id"], row["micros"], row["source"], row["id"])
 
@@ -187,6 +194,11 @@ def void_event(
         Void.parse(void.record())
     except EventError as error:
         raise InputError(f"--reason: {error}") from None
+    retention = clickhouse.retention_days(url)
+    if retention and _first_period(url, event) < now - timedelta(days=retention):
+        raise InputError(
+            f"the archive keeps {retention} days, so the usage of the event's period cannot be computed anew any more"
+        )
     before = {row["rating_key_id"]: row for row in standing()}
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / f"{void.id}.ndjson"
