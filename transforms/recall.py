@@ -189,9 +189,8 @@ class _RecallFn(beam.DoFn):
         for (tenant, start, end), accounts in alike.items():
             parameters = {"tenant": tenant, "accounts": accounts, "start": start, "end": end}
             # Known already, or of this run, which stores them only later.
-            names = {EventName(**row) for row in clickhouse.query(self._url, _VOIDS, parameters).to_pylist()}.union(
-                voids
-            )
+            stored = clickhouse.query(self._url, _VOIDS, parameters)
+            names = {EventName(**row) for row in stored.to_pylist()}.union(voids)
             for batch in recalled(self._url, parameters):
                 Metrics.counter("recall", "events").inc(batch.num_rows)
                 is_voided = named(batch, names)

@@ -498,3 +498,15 @@ def test_a_void_in_a_key_that_could_not_be_priced_gives_it_a_price(meterline: Me
     assert meterline.audit().code == 0
     found = counting(meterline.url)
     assert found == rated_alone(meterline, EVENTS)
+
+
+def test_a_void_through_a_server_is_the_same(meterline: Meterline, server: str) -> None:
+    meterline.rated(EVENTS)
+    embedded, meterline.url = meterline.url, server
+    assert meterline.void("e-2").code == 0
+    assert meterline.void("e-2").code == 0
+    assert meterline.audit().code == 0
+    assert meterline.invoice("--issue").code == 0
+    found = counting(embedded)
+    meterline.url = embedded
+    assert found == rated_alone(meterline, without("e-2"))
