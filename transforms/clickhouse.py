@@ -201,7 +201,7 @@ def set_retention(url: str, days: int | None) -> None:
 
 def retention_days(url: str) -> int | None:
     """How many days archived events are kept after their time; None: without end."""
-    found = re.search(r"\bTTL\b.*toIntervalDay\((\d+)\)", str(connect(url).command("SHOW CREATE TABLE usage_events")))
+    found = re.search(r"TTL .*toIntervalDay\((\d+)\)", str(connect(url).command("SHOW CREATE TABLE usage_events")))
     return int(found[1]) if found else None
 
 
