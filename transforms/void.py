@@ -91,9 +91,9 @@ def voiding_rows(events: pa.RecordBatch) -> list[int]:
     """Which events are voiding ones, by their type or by their source, which no other may have."""
     rows: set[int] = set()
     for name, value in (("type", VOID_TYPE), ("source", VOID_SOURCE)):
-        values = events[name].dictionary.to_pylist()
-        if value in values:
-            rows.update(np.flatnonzero(np.asarray(events[name].indices) == values.index(value)).tolist())
+        code = events[name].dictionary.index(value).as_py()
+        if code >= 0:
+            rows.update(np.flatnonzero(np.asarray(events[name].indices) == code).tolist())
     return sorted(rows)
 
 
