@@ -98,7 +98,8 @@ class RecallSpans(beam.PTransform):
 
 
 def _recall(touched: beam.PCollection[tuple[str, Iterable[bytes]]], url: str) -> Recalled:
-    recalled = touched | "Recall" >> beam.ParDo(_RecallFn(url)).with_outputs("voided", "identities", main="events")
+    recall = beam.ParDo(_RecallFn(url)).with_output_types(pa.RecordBatch)
+    recalled = touched | "Recall" >> recall.with_outputs("voided", "identities", main="events")
     return Recalled(*(recalled[name] for name in Recalled._fields))
 
 

@@ -43,7 +43,8 @@ class VoidEvents(beam.PTransform):
 
     @no_annotations
     def expand(self, events: beam.PCollection[pa.RecordBatch]) -> Voided:
-        voided = events | "LookUp" >> beam.ParDo(_VoidFn(self.url)).with_outputs("touched", "rejects", main="events")
+        look_up = beam.ParDo(_VoidFn(self.url)).with_output_types(pa.RecordBatch)
+        voided = events | "LookUp" >> look_up.with_outputs("touched", "rejects", main="events")
         touched = voided["touched"] | "Typed" >> beam.Map(lambda one: one).with_output_types(tuple[str, bytes])
         return Voided(voided["events"], touched, voided["rejects"])
 
