@@ -77,7 +77,7 @@ def build(pipeline: beam.Pipeline, options: Options) -> None:
 
 
 # Keys of a label start in its month or, by their time zone, up to a day before or after it. Sums are taken in 256 bits:
-# ClickHouse wraps sums of Decimal(38) without a word.
+# ClickHouse wraps sums of Decimal(38) without a word. Where all events were voided there is no usage.
 _TOTALS = """
 SELECT rating_key, account_id, any(currency) AS currency,
        CAST(sum(toDecimal256(quantity_to, 12) - toDecimal256(quantity_from, 12)), 'Decimal(38, 12)') AS quantity,
@@ -87,6 +87,7 @@ INNER JOIN (SELECT rating_key_id, rating_key FROM rating_keys FINAL) AS rating_k
 WHERE charge_id != '' AND period_start >= {since:DateTime64(0, 'UTC')} AND period_start < {until:DateTime64(0, 'UTC')}
   AND cityHash64(billing_account_id) % {parts:UInt32} = {part:UInt32}
 GROUP BY rating_key, account_id
+HAVING sum(event_count) > 0
 """
 _POSTED = """
 SELECT tenant_id, billing_account_id, account_id, subscription_id, charge_id, meter_id, rate_card_version,
@@ -173,7 +174,7 @@ class _InvoiceFn(beam.DoFn):
     def process(self, statement: Statement) -> Iterator[Invoice]:
         options = self._options
         Metrics.counter("invoice", "statements").inc()
-        ended = all(one.key.period_end <= options.now for one in statement.due)
+        ended = all(one.key.period_end <= options.now for one in (*statement.due, *statement.posted))
         if options.issue and not (ended or options.interim):
             Metrics.counter("invoice", "not_ended").inc()
             return

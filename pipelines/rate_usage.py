@@ -1,10 +1,10 @@
 """rate_usage: usage events in, rated line items and the archive out.
 
-read ─▶ validate ─▶ attribute ─▶ deduplicate ─▶ meter ─▶ rate ─▶ line_items
- │         │          │  │            ▲ │         ▲       │
- │         │          │  └▶ recall ───┴─┼─────────┘       │
- ▼         ▼          ▼                 ▼                 ▼
-rejects                        usage_events, rating_keys  rejects
+read ─▶ validate ─▶ attribute ─▶ void ─▶ deduplicate ─▶ meter ─▶ rate ─▶ line_items
+ │         │          │          │ │          ▲ │         ▲       │
+ │         │          │          │ └▶ recall ─┴─┼─────────┘       │
+ ▼         ▼          ▼          ▼              ▼                 ▼
+rejects                     rating_keys, voids, usage_events   rejects
 """
 
 from __future__ import annotations
@@ -21,14 +21,16 @@ from meterline.transforms.deduplicate import DeduplicateEvents
 from meterline.transforms.meter import MeterUsage
 from meterline.transforms.rate import RateUsage
 from meterline.transforms.read import ReadFiles
-from meterline.transforms.recall import RecallEvents, RecallSpans, Span
+from meterline.transforms.recall import Recalled, RecallEvents, RecallSpans, Span
 from meterline.transforms.validate import ValidateEvents
+from meterline.transforms.void import VoidEvents
 from meterline.transforms.write import (
     WriteRows,
     line_item_rows,
     rating_key_rows,
     reject_rows,
     usage_event_rows,
+    void_rows,
 )
 
 
@@ -63,23 +65,33 @@ def build(pipeline: beam.Pipeline, options: Options) -> None:
     read = pipeline | "Read" >> ReadFiles(list(options.inputs), options.received_time)
     validated = read.blocks | "Validate" >> ValidateEvents(catalog, options.horizon)
     attributed = validated.events | "Attribute" >> AttributeEvents(catalog)
-    inputs = {"events": attributed.events}
-    archived = []
+    voided = attributed.events | "Void" >> VoidEvents(options.clickhouse)
+    inputs = {"events": voided.events}
+    archived: tuple[beam.PCollection[tuple[bytes, bytes]], ...] = ()
     if options.has_archive:
         # Behind attribute, as archived events are attributed already; before deduplicate, as they may come again.
-        recalled = attributed.events | "Recall" >> RecallEvents(options.clickhouse)
+        touching = {"events": voided.events, "touched": voided.touched}
+        recalled = touching | "Recall" >> RecallEvents(options.clickhouse)
         inputs["identities"] = recalled.identities
-        archived.append(recalled.events | "MeterArchive" >> MeterUsage(catalog))
+        archived = _metered(recalled, catalog)
     deduplicated = inputs | "Deduplicate" >> DeduplicateEvents(options.clickhouse, options.shards, options.horizon)
     fresh = deduplicated.events | "Meter" >> MeterUsage(catalog)
     rated = (fresh, *archived) | "Usage" >> beam.Flatten() | "Rate" >> RateUsage(catalog)
 
-    # The keys first: an archived event must never name one that is not stored.
-    archive = WriteRows(options.clickhouse, {"rating_keys": rating_key_rows, "usage_events": usage_event_rows})
-    deduplicated.events | "WriteUsageEvents" >> archive
+    # An archived event must never name a rating key that is not stored, nor one be archived that voids in vain.
+    archive = {"rating_keys": rating_key_rows, "voids": void_rows, "usage_events": usage_event_rows}
+    deduplicated.events | "WriteUsageEvents" >> WriteRows(options.clickhouse, archive)
     rated.line_items | "WriteLineItems" >> WriteRows(options.clickhouse, {"line_items": line_item_rows})
-    rejects = (read.rejects, validated.rejects, attributed.rejects, deduplicated.rejects, rated.rejects)
+    stages = (read, validated, attributed, voided, deduplicated, rated)
+    rejects = tuple(stage.rejects for stage in stages)
     rejects | "Rejects" >> beam.Flatten() | "WriteRejects" >> WriteRows(options.clickhouse, {"rejects": reject_rows})
+
+
+def _metered(recalled: Recalled, catalog: beam.pvalue.AsSingleton) -> tuple[beam.PCollection[tuple[bytes, bytes]], ...]:
+    return (
+        recalled.events | "MeterArchive" >> MeterUsage(catalog),
+        recalled.voided | "MeterVoided" >> MeterUsage(catalog, voided=True),
+    )
 
 
 def rebuild(pipeline: beam.Pipeline, options: Options, spans: Sequence[Span]) -> None:
@@ -89,7 +101,7 @@ def rebuild(pipeline: beam.Pipeline, options: Options, spans: Sequence[Span]) ->
       spans: The billing periods wanted; events in them may feed others too, whose rows then know less and lose.
     """
     catalog = beam.pvalue.AsSingleton(pipeline | "Catalog" >> beam.Create([options.catalog], reshuffle=False))
-    events = pipeline | "Recall" >> RecallSpans(options.clickhouse, list(spans))
-    rated = events | "Meter" >> MeterUsage(catalog) | "Rate" >> RateUsage(catalog)
+    recalled = pipeline | "Recall" >> RecallSpans(options.clickhouse, list(spans))
+    rated = _metered(recalled, catalog) | "Usage" >> beam.Flatten() | "Rate" >> RateUsage(catalog)
     rated.line_items | "WriteLineItems" >> WriteRows(options.clickhouse, {"line_items": line_item_rows})
     rated.rejects | "WriteRejects" >> WriteRows(options.clickhouse, {"rejects": reject_rows})

@@ -1,7 +1,8 @@
 """The command `meterline`.
 
-Exit codes: 0 done; 1 a fault of Meterline's own, or (audit) a broken law; 2 what was given cannot be used (arguments,
-catalog, files); 3 ClickHouse cannot be used; 4 done, but events were rejected (only with --fail-on-rejects).
+Exit codes: 0 done; 1 a fault of Meterline's own, or (audit, invoice --issue) a broken law; 2 what was given cannot be
+used (arguments, catalog, files); 3 ClickHouse cannot be used; 4 done, but events were rejected (only with
+--fail-on-rejects).
 """
 
 from __future__ import annotations
@@ -228,6 +229,43 @@ def rate(
         raise typer.Exit(4)
 
 
+_MEND = (
+    "Void one of two events with one id (`meterline void`); repeat a run that broke off, or wait until it is done; "
+    "`meterline rate --from-archive` mends line items."
+)
+
+
+@app.command()
+def void(
+    event: Annotated[str, typer.Option(help="The id of an accepted event.")],
+    reason: Annotated[str, typer.Option(help="Why it shall count no more; kept with it.")],
+    source: Annotated[str | None, typer.Option(help="Its source, where several events have the id.")] = None,
+    tenant: Annotated[str | None, typer.Option(help="Its tenant.")] = None,
+    time: Annotated[str | None, typer.Option(help="Its time (RFC 3339), where the id was used again.")] = None,
+    catalog: CatalogFolder = Path("catalog"),
+    clickhouse: Url = DEFAULT_DATABASE,
+    now: Now = None,
+    as_json: AsJson = False,
+) -> None:
+    """Let an accepted event count no more: the usage of its periods is computed anew without it.
+
+    The event stays archived, and a copy of it stays a duplicate. What was issued does not change: the next invoice of
+    the period gives back the difference. A void is final; usage voided by mistake is sent again under a new id.
+    """
+    prices = _catalog(catalog)
+    received = instant(now)
+    from meterline.runners import tables, voids
+
+    found = voids.find(clickhouse, event, source, tenant, instant(time) if time else None)
+    if not as_json:
+        out.print(tables.to_be_voided(found))
+    report = voids.void_event(found, reason, prices, clickhouse, now=received, console=None if as_json else err)
+    if as_json:
+        print_json(report.to_json())
+        return
+    out.print(tables.voided(report))
+
+
 @app.command()
 def invoice(
     period: Annotated[str, typer.Option(help="Label of the billing period, like 2026-10: the month it starts in.")],
@@ -244,11 +282,12 @@ def invoice(
 ) -> None:
     """Turn line items into invoices: what should have been billed by now, less what was billed before.
 
-    Drafts can be made anew at any time. What was issued never changes; usage that comes later is billed by a further
-    invoice, or given back by a credit note.
+    The audit comes first: where a law is broken, nothing is issued. Drafts can be made anew at any time. What was
+    issued never changes; usage that comes later is billed by a further invoice, or given back by a credit note.
     """
     prices = _catalog(catalog)
     from meterline.pipelines.invoice_accounts import Options
+    from meterline.runners import audit as laws
     from meterline.runners import tables
     from meterline.runners.invoices import invoices_of, lines_of
     from meterline.runners.jobs import make_invoices
@@ -261,18 +300,36 @@ def invoice(
     for name in account or ():
         if name not in known:
             raise typer.BadParameter(f"--account: the catalog has no billed account {name!r}")
+    broken = [one for one in laws.audit(clickhouse, prices, period, account or ()) if one.broken]
+    told = {"broken_laws": [one.to_json() for one in broken]}
+    if broken and not as_json:
+        for one in broken:
+            err.print(tables.finding(one))
+    if broken and issue:
+        if as_json:
+            print_json({"period": period, "issued": 0, **told})
+        err.print(
+            f"[red]nothing was issued:[/] {len(broken)} broken law{'s' * (len(broken) != 1)}. {_MEND}", highlight=False
+        )
+        raise typer.Exit(1)
     report = make_invoices(
         Options(period, prices, clickhouse, instant(now), issue, interim, rounding, tuple(account or ()))  # type: ignore[arg-type]
     )
     heads = invoices_of(clickhouse, period)
     if as_json:
-        print_json({**report.to_json(), "invoices": [{**head, "lines": lines_of(clickhouse, head)} for head in heads]})
+        invoices = [{**head, "lines": lines_of(clickhouse, head)} for head in heads]
+        print_json({**report.to_json(), **told, "invoices": invoices})
         return
     for head in heads:
         out.print(tables.invoice_lines(head, lines_of(clickhouse, head)))
     out.print(tables.invoices(heads, period))
     done = f"{report.issued} issued" if issue else f"{report.drafts} drafts made"
     out.print(f"{done}; {report.nothing_to_bill} accounts with nothing (more) to bill.", highlight=False)
+    if broken:
+        out.print(
+            f"[yellow]these drafts cannot be issued:[/] {len(broken)} broken law{'s' * (len(broken) != 1)}. {_MEND}",
+            highlight=False,
+        )
     if report.not_ended:
         out.print(
             f"[yellow]{report.not_ended} not issued, the period has not ended yet[/]; --interim issues what is due."

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal, localcontext
-from typing import Any
+from typing import Any, TypeVar
 
 from meterline.runners import tables
 from meterline.runners.explanation import (
@@ -26,10 +26,13 @@ from meterline.runners.explanation import (
     Standing,
     Tier,
     Usage,
+    VoidedEvent,
+    Voiding,
     visible,
 )
 from meterline.schemas.catalog import AnyPrice, Catalog, Fixed, Package, PerUnit, Subscription
 from meterline.schemas.records import RatingKey, line_item_id
+from meterline.schemas.voids import VOID_SOURCE
 from meterline.transforms import clickhouse
 from meterline.transforms.rules.attribution import Directory, directory
 from meterline.transforms.rules.line_items import window_bounds
@@ -38,6 +41,7 @@ from meterline.transforms.rules.money import EXACT, round_amount
 MAX_FOUND = 20
 """Events, or rejects, shown when more than one has the id."""
 
+T = TypeVar("T", Voiding, VoidedEvent)
 _ZERO = Decimal(0)
 # A source, the sign # and an event's id.
 _LONGEST = 1_024 + 1 + 512
@@ -137,7 +141,7 @@ SELECT line_item_id, tenant_id, billing_account_id, account_id, subscription_id,
        rate_card_version, rating_key_id, dimensions, period_start,
        period_end, window_start,
        window_end, quantity_from, quantity_to, amount, currency, tiers.tier,
-       tiers.quantity, tiers.unit_price, tiers.flat_fee, tiers.amount, event_count, revision
+       tiers.quantity, tiers.unit_price, tiers.flat_fee, tiers.amount, event_count, voided_count, revision
 FROM {line_items} AS line_items
 """
 # The sort key of line_items, column by column.
@@ -169,7 +173,8 @@ GROUP BY tier, unit_price ORDER BY tier, unit_price
 _EVENTS_OF_ITEM = """
 (SELECT {{item{n}:String}} AS item, time, source, id, subject, payload,
         quantities[indexOf(rating_keys, {{key{n}:UInt64}})] AS quantity,
-        counted_values[indexOf(rating_keys, {{key{n}:UInt64}})] AS counted_value
+        counted_values[indexOf(rating_keys, {{key{n}:UInt64}})] AS counted_value,
+        (tenant_id, source, id, time) IN (SELECT tenant_id, source, id, time FROM voids) AS voided
  FROM usage_events
  WHERE tenant_id = {{tenant{n}:String}} AND billing_account_id = {{payer{n}:String}}
    AND time >= fromUnixTimestamp64Micro({{since{n}:Int64}}, 'UTC')
@@ -182,6 +187,10 @@ SELECT tenant_id, source, id, type, subject, time, received_time, account_id, bi
        quantities, counted_values
 FROM usage_events WHERE id IN {ids:Array(String)} AND (id = {id:String} OR concat(source, '#', id) = {id:String})
 ORDER BY tenant_id, source, time LIMIT 1 BY tenant_id, source, id, time LIMIT {limit:UInt64}
+"""
+_VOIDS = """
+SELECT tenant_id, time, source, id, reason, void_id, received_time AS voided_at
+FROM voids FINAL WHERE id IN {ids:Array(String)} OR void_id IN {ids:Array(String)}
 """
 _REJECTS = "SELECT reject_id, stage, reason, message, origin, position, received_time, payload FROM rejects FINAL "
 
@@ -249,10 +258,21 @@ def _events(ask: _Question, id: str) -> list[Event]:
     # SOURCE#ID: both may hold the sign, so every place where it could part them is tried.
     ids = [id, *(id[place + 1 :] for place, sign in enumerate(id) if sign == "#")][:100]
     rows = ask.rows(_EVENTS_BY_ID, ids=ids, id=id, limit=MAX_FOUND + 1)
+    voids = ask.rows(_VOIDS, ids=ids) if rows else []
+    voided = {(one["tenant_id"], one["time"], one["source"], one["id"]): one for one in voids}
+    voiding = {(one["tenant_id"], one["time"], VOID_SOURCE, one["void_id"]): one for one in voids}
+    for row in rows:
+        name = (row["tenant_id"], row["time"], row["source"], row["id"])
+        row["voided"] = _picked(Voiding, voided.get(name))
+        row["voids"] = _picked(VoidedEvent, voiding.get(name))
     groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for row in rows:
         groups.setdefault((row["tenant_id"], row["billing_account_id"]), []).append(row)
     return [event for group in groups.values() for event in _attributed(ask, group)]
+
+
+def _picked(kind: type[T], row: Mapping[str, Any] | None) -> T | None:
+    return kind(**{field.name: row[field.name] for field in fields(kind)}) if row else None  # type: ignore[arg-type]
 
 
 def _attributed(ask: _Question, events: list[dict[str, Any]]) -> list[Event]:
@@ -573,7 +593,7 @@ def _counted_events(ask: _Question, items: Sequence[Mapping[str, Any]]) -> dict[
     sql = " UNION ALL ".join(_EVENTS_OF_ITEM.format(n=n) for n in range(len(items)))
     found: dict[str, list[CountedEvent]] = {}
     for row in sorted(ask.rows(sql, **parameters), key=lambda row: (row["time"], row["source"], row["id"])):
-        found.setdefault(row.pop("item"), []).append(CountedEvent(**row))
+        found.setdefault(row.pop("item"), []).append(CountedEvent(**{**row, "voided": bool(row["voided"])}))
     return found
 
 

@@ -201,13 +201,16 @@ def _add_item(tree: Tree, item: LineItem, *, short: bool) -> None:
         node.add(
             _words(f"{_bounds(tier)}: {tables.number(tier.quantity)} {_times(tier)} = {tables.number(tier.amount)}")
         )
-    shown = f", the first {len(item.events)}:" if 0 < len(item.events) < item.event_count else ""
-    events = node.add(_words(f"{_count(item.event_count, 'event')}, revision {item.revision}{shown}"))
+    known = item.event_count + item.voided_count
+    shown = f", the first {len(item.events)}:" if 0 < len(item.events) < known else ""
+    voided = f" and {item.voided_count:,} voided" if item.voided_count else ""
+    events = node.add(_words(f"{_count(item.event_count, 'event')}{voided}, revision {item.revision}{shown}"))
     for event in item.events:
         counted = f" ({event.counted_value})" if event.counted_value else ""
         told = _words(
             f"{event.time:%H:%M:%S.%f} ",
             _id(event.id),
+            (" voided" if event.voided else "", "yellow"),
             f" · {event.subject} · {tables.number(event.quantity)}{unit}{counted} · {event.source}",
         )
         events.add(Group(told, _payload(event.payload, short=short)))
@@ -220,6 +223,12 @@ def _render_event(one: Event) -> Tree:
     tree.add(_words(f"used by {one.account_id}{used} · paid by {one.billing_account_id}{tenant}"))
     tree.add(_words(f"{one.type} · received {instant_text(one.received_time)}"))
     tree.add(_payload(one.payload))
+    if one.voids:
+        tree.add(_words("voids the event ", _id(one.voids.id), f" of {one.voids.source}: {one.voids.reason}"))
+    if one.voided:
+        by = one.voided
+        when = instant_text(by.voided_at)
+        tree.add(_words((f"voided {when}", "bold yellow"), f", it counts no more: {by.reason} · ", _id(by.void_id)))
     for usage in one.usage:
         counted = f" ({usage.counted_value})" if usage.counted_value else ""
         version = f", prices of {usage.rate_card_version}" if usage.rate_card_version else ""
@@ -237,7 +246,7 @@ def _render_event(one: Event) -> Tree:
             amount = f"{tables.number(item.amount)} {item.currency}".strip()
             node.add(
                 _words(
-                    "counted in line item ",
+                    f"{'taken out of' if one.voided else 'counted in'} line item ",
                     _id(item.line_item_id),
                     f" · {_count(item.event_count, 'event')} · {amount}",
                 )

@@ -95,8 +95,26 @@ class Standing(_Node):
 
 
 @dataclass(frozen=True)
+class Voiding(_Node):
+    """Why and when an event was voided, and by which voiding event."""
+
+    reason: str
+    voided_at: datetime
+    void_id: str
+
+
+@dataclass(frozen=True)
+class VoidedEvent(_Node):
+    """The event that a voiding event voids; it has the same tenant and time."""
+
+    source: str
+    id: str
+    reason: str
+
+
+@dataclass(frozen=True)
 class CountedEvent(_Node):
-    """An event of a line item, with the quantity that it adds to it."""
+    """An event of a line item, with the quantity that it adds to it; a voided one adds nothing any more."""
 
     time: datetime
     source: str
@@ -105,6 +123,7 @@ class CountedEvent(_Node):
     quantity: Decimal
     counted_value: str
     payload: str
+    voided: bool
 
 
 @dataclass(frozen=True)
@@ -134,6 +153,7 @@ class LineItem(_Node):
     price: Price
     tiers: tuple[Tier, ...]
     event_count: int
+    voided_count: int
     revision: int
     events: tuple[CountedEvent, ...]
     standing: Standing | None
@@ -243,7 +263,7 @@ class Usage(_Node):
 
 @dataclass(frozen=True)
 class Event(_Node):
-    """An accepted event, with what it was attributed to."""
+    """An accepted event, with what it was attributed to; `voided` where it counts no more, `voids` what it voids."""
 
     KIND = "event"
     tenant_id: str
@@ -256,6 +276,8 @@ class Event(_Node):
     account_id: str
     billing_account_id: str
     payload: str
+    voided: Voiding | None
+    voids: VoidedEvent | None
     usage: tuple[Usage, ...]
 
 

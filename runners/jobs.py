@@ -111,6 +111,7 @@ def rate_files(
     now: datetime,
     horizon: timedelta | None = None,
     console: Console | None = None,
+    recorded_as: tuple[str, ...] | None = None,
 ) -> RateReport:
     """Rate files of usage events into a database.
 
@@ -118,6 +119,7 @@ def rate_files(
       now: When the files count as received; recorded with the run.
       horizon: Oldest accepted age of an event; none for no bound.
       console: Where progress is shown; none for nowhere.
+      recorded_as: What the log of runs calls the input; none for the files' names.
     """
     from meterline.runners import direct  # Beam's runner takes a while to load; refuse bad input before.
 
@@ -129,7 +131,7 @@ def rate_files(
     with held(url, "rate_usage"), _display(console, size):
         counters = direct.run(lambda pipeline: rate_usage.build(pipeline, options))
     finished = datetime.now(UTC)
-    report = _report(counters, paths, now, (finished - started).total_seconds())
+    report = _report(counters, recorded_as or paths, now, (finished - started).total_seconds())
     clickhouse.insert(url, "runs", _run_row(report, started, finished, catalog))
     return report
 
@@ -167,7 +169,7 @@ def _report(counters: dict[str, int], paths: tuple[str, ...], now: datetime, sec
     rejected = {
         (stage, reason): count
         for (stage, _, reason), count in ((name.partition("/"), count) for name, count in counters.items())
-        if reason not in outcomes and stage in ("read", "validate", "attribute", "deduplicate", "rate")
+        if reason not in outcomes and stage in ("read", "validate", "attribute", "void", "deduplicate", "rate")
     }
     return RateReport(
         run_id=uuid.uuid4().hex,

@@ -18,6 +18,7 @@ from meterline.transforms.rules.money import minor_units
 if TYPE_CHECKING:  # Loading the jobs loads Beam, which takes a second.
     from meterline.runners.audit import Finding
     from meterline.runners.jobs import RateReport
+    from meterline.runners.voids import Candidate, VoidReport
 
 
 def table(title: str, *columns: str, caption: str | None = None) -> Table:
@@ -68,6 +69,39 @@ def conservation(report: RateReport) -> Table:
     verdict = "[green]= all records read[/]" if report.adds_up else f"[red]≠ {number(report.records)} records read[/]"
     made.add_row("sum", number(total), verdict)
     return made
+
+
+def to_be_voided(one: Candidate) -> RenderableType:
+    """The event that is meant."""
+    text = f"event {one.name.id} of {one.name.source}, {one.time}: {one.type}, used by {one.account_id}"
+    return shown(f"{text}, paid by {one.billing_account_id}")
+
+
+def voided(report: VoidReport) -> RenderableType:
+    """What a void moved."""
+    if report.is_new:
+        head = Text.assemble(("voided", "green"), shown(f": {report.reason}"), (f" · {report.void_id}", "cyan"))
+    else:
+        why, when = report.event.voided or (report.reason, report.run.received_time)
+        head = Text.assemble("it was voided before", shown(f" ({when:%Y-%m-%d %H:%M} UTC: {why})"))
+    parts: list[RenderableType] = [head]
+    made = table("", "charge", ">quantity before", ">after", ">amount before", ">after", "currency")
+    for one in report.moved:
+        values = ", ".join(value for value in one.dimensions.values() if value)
+        made.add_row(
+            shown((one.charge_id or f"unpriced {one.meter_id}") + (f" ({values})" if values else "")),
+            *map(number, (one.quantity_before, one.quantity_after, one.amount_before, one.amount_after)),
+            one.currency,
+        )
+    if report.has_moved:
+        parts.append(made)
+    else:
+        parts.append(Text("no quantity and no amount moved"))
+    if report.invoices and (report.is_new or report.has_moved):
+        parts.append(
+            shown(f"issued and unchanged: {', '.join(report.invoices)}; the next invoice bills the difference")
+        )
+    return Group(*parts)
 
 
 def finding(one: Finding) -> RenderableType:

@@ -31,6 +31,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from meterline.schemas.currency import MINOR_UNITS
+from meterline.schemas.voids import RESERVED_TYPES
 
 PRICE_PLACES = 18
 QUANTITY_PLACES = 12
@@ -222,6 +223,8 @@ class Meter(Record):
 
     @model_validator(mode="after")
     def _value_fits(self) -> Meter:
+        if self.event_type.startswith(RESERVED_TYPES):
+            raise _misplaced(f"types that begin with {RESERVED_TYPES!r} are Meterline's own", at=("event_type",))
         if self.aggregation is Aggregation.COUNT and self.value is not None:
             raise _misplaced("a count meter counts events, it takes no `value`", at=("value",))
         if self.aggregation is not Aggregation.COUNT and self.value is None:

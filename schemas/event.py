@@ -58,6 +58,7 @@ class Reason(StrEnum):
     BAD_QUANTITY = "bad_quantity"
     BAD_DIMENSION = "bad_dimension"
     UNKNOWN_SUBJECT = "unknown_subject"
+    UNKNOWN_EVENT = "unknown_event"
     CONFLICT = "conflict"
     QUANTITY_OVERFLOW = "quantity_overflow"
     NO_PRICE = "no_price"

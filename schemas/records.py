@@ -107,6 +107,7 @@ class LineItem(NamedTuple):
     currency: str
     tiers: tuple[TierCharge, ...]
     event_count: int
+    voided_count: int
     revision: int
 
     @property

@@ -201,6 +201,12 @@ def set_retention(url: str, days: int | None) -> None:
     _guarded(url, lambda: client.command(f"ALTER TABLE usage_events MODIFY TTL toDateTime(time) + INTERVAL {days} DAY"))
 
 
+def retention_days(url: str) -> int | None:
+    """How many days archived events are kept after their time; None: without end."""
+    found = re.search(r"TTL .*toIntervalDay\((\d+)\)", str(connect(url).command("SHOW CREATE TABLE usage_events")))
+    return int(found[1]) if found else None
+
+
 def _without_comments(statement: str) -> str:
     lines = [line for line in statement.splitlines() if not line.lstrip().startswith("--")]
     return "\n".join(lines).strip().rstrip(";")

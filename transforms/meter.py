@@ -19,7 +19,7 @@ from meterline.schemas.catalog import Aggregation, Catalog
 from meterline.schemas.records import RatingKey
 from meterline.transforms.blocks import compiled
 from meterline.transforms.columns import code_column, decimal_limbs, distinct
-from meterline.transforms.rules.aggregation import Cell, Usage, merge
+from meterline.transforms.rules.aggregation import Cell, Usage, merge, voided
 from meterline.transforms.rules.attribution import directory
 
 UsageByCell = dict[Cell, Usage]
@@ -31,22 +31,31 @@ _MAX_SLOTS = 500_000
 
 @dataclass
 class MeterUsage(beam.PTransform):
-    """Aggregate each meter's usage; what leaves is (rating key, packed usage by cell)."""
+    """Aggregate each meter's usage; what leaves is (rating key, packed usage by cell).
+
+    Args:
+      voided: Whether the events are voided ones, which are counted as such and add nothing.
+    """
 
     catalog: beam.pvalue.AsSingleton
+    voided: bool = False
 
     @no_annotations
     def expand(self, events: beam.PCollection[pa.RecordBatch]) -> beam.PCollection[tuple[bytes, bytes]]:
-        return events | "Meter" >> beam.ParDo(_MeterFn(), self.catalog).with_output_types(tuple[bytes, bytes])
+        meter = beam.ParDo(_MeterFn(self.voided), self.catalog).with_output_types(tuple[bytes, bytes])
+        return events | "Meter" >> meter
 
 
 class _MeterFn(beam.DoFn):
+    def __init__(self, voided: bool = False) -> None:
+        self._voided = voided
+
     def setup(self) -> None:
         self._totals = Totals()
 
     def process(self, events: pa.RecordBatch, catalog: Catalog) -> Iterator[tuple[bytes, bytes]]:
         aggregations = {meter.id: meter.aggregation for meter in directory(catalog).catalog.meters}
-        self._totals.add(events, aggregations)
+        self._totals.add(events, aggregations, self._voided)
         if self._totals.cells > _MAX_CELLS:
             yield from self._totals.flush()
 
@@ -63,13 +72,13 @@ class Totals:
     _by_key: dict[str, tuple[Aggregation, UsageByCell]] = field(default_factory=dict)
     cells: int = 0
 
-    def add(self, events: pa.RecordBatch, aggregations: dict[str, Aggregation]) -> None:
+    def add(self, events: pa.RecordBatch, aggregations: dict[str, Aggregation], are_voided: bool = False) -> None:
         lists = events["rating_keys"]
         starts = np.asarray(lists.offsets)
         if starts[-1] - starts[0] > _MAX_SLOTS and len(lists) > 1:
             half = len(lists) // 2
-            self.add(events.slice(0, half), aggregations)
-            self.add(events.slice(half), aggregations)
+            self.add(events.slice(0, half), aggregations, are_voided)
+            self.add(events.slice(half), aggregations, are_voided)
             return
         row = np.repeat(np.arange(len(lists)), np.diff(starts))
         keys, key = code_column(lists.flatten())
@@ -90,9 +99,12 @@ class Totals:
         for place, at in enumerate(first.tolist()):
             one = parsed[key[at]]
             aggregation = aggregations[one.meter_id]
-            if aggregation not in by_aggregation:
-                by_aggregation[aggregation] = slots.values(aggregation)
-            usage = Usage(counts[place], by_aggregation[aggregation][place])
+            if are_voided:
+                usage = voided(aggregation, counts[place])
+            else:
+                if aggregation not in by_aggregation:
+                    by_aggregation[aggregation] = slots.values(aggregation)
+                usage = Usage(counts[place], by_aggregation[aggregation][place])
             target = Cell(int(window[at]), accounts[account_of_row[row[at]]])
             _, usages = self._by_key.setdefault(keys[key[at]], (aggregation, {}))
             known = usages.get(target)
@@ -182,7 +194,7 @@ def _whole(limbs: np.ndarray) -> list[int]:
 def pack(aggregation: Aggregation, usages: UsageByCell) -> bytes:
     """Usage by cell as bytes: what crosses the shuffle, and the state of `rate`."""
     rows = [
-        (cell.window_start, cell.account_id, usage.event_count, _packed_value(aggregation, usage.value))
+        (*cell, usage.event_count, usage.voided_count, _packed_value(aggregation, usage.value))
         for cell, usage in sorted(usages.items())
     ]
     return msgspec.msgpack.encode(rows)
@@ -190,16 +202,16 @@ def pack(aggregation: Aggregation, usages: UsageByCell) -> bytes:
 
 def unpack(aggregation: Aggregation, packed: bytes) -> UsageByCell:
     return {
-        Cell(window, account): Usage(count, _unpacked_value(aggregation, value))
-        for window, account, count, value in msgspec.msgpack.decode(packed)
+        Cell(window, account): Usage(count, _unpacked_value(aggregation, value), voided_count)
+        for window, account, count, voided_count, value in msgspec.msgpack.decode(packed)
     }
 
 
 def _packed_value(aggregation: Aggregation, value: Any) -> Any:
     # Integers go as text: sums outgrow the 64 bits of MessagePack.
+    if value is None:
+        return None
     match aggregation:
-        case Aggregation.COUNT:
-            return None
         case Aggregation.DISTINCT:
             return b"".join(sorted(value))
         case Aggregation.LATEST:
@@ -209,9 +221,9 @@ def _packed_value(aggregation: Aggregation, value: Any) -> Any:
 
 
 def _unpacked_value(aggregation: Aggregation, value: Any) -> Any:
+    if value is None:
+        return None
     match aggregation:
-        case Aggregation.COUNT:
-            return None
         case Aggregation.DISTINCT:
             return frozenset(value[start : start + 16] for start in range(0, len(value), 16))
         case Aggregation.LATEST:

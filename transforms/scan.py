@@ -40,6 +40,7 @@ from meterline.schemas.event import (
     parse_json,
     parse_time,
 )
+from meterline.schemas.voids import VOID_TYPE
 from meterline.transforms.blocks import Records, binary_column, compiled
 from meterline.transforms.columns import referenced, symbols
 
@@ -76,7 +77,7 @@ class EventShape:
 
     @classmethod
     def of(cls, catalog: Catalog) -> EventShape:
-        types = {meter.event_type for meter in catalog.meters}
+        types = {meter.event_type for meter in catalog.meters} | {VOID_TYPE}
         quantities: dict[str, set[str]] = {name: set() for name in types}
         distincts: dict[str, set[str]] = {name: set() for name in types}
         dimensions: dict[str, set[str]] = {name: set() for name in types}

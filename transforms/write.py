@@ -17,8 +17,10 @@ from apache_beam.typehints.decorators import no_annotations
 
 from meterline.schemas.arrow import AMOUNT, MICROSECONDS, QUANTITY
 from meterline.schemas.records import LineItem, RatingKey, Reject, rating_key_id
+from meterline.schemas.voids import Void
 from meterline.transforms import clickhouse
 from meterline.transforms.columns import code_column
+from meterline.transforms.void import voiding_rows
 
 MAX_ROWS = 50_000
 MAX_BYTES = 64 << 20
@@ -94,6 +96,7 @@ def line_item_rows(items: list[LineItem]) -> pa.Table:
             "tiers.flat_fee": nested(AMOUNT, "flat_fee"),
             "tiers.amount": nested(AMOUNT, "amount"),
             "event_count": pa.array([item.event_count for item in items], pa.uint64()),
+            "voided_count": pa.array([item.voided_count for item in items], pa.uint64()),
             "revision": pa.array([item.revision for item in items], pa.uint64()),
         }
     )
@@ -128,6 +131,24 @@ def rating_key_rows(batches: list[pa.RecordBatch]) -> pa.Table:
         {
             "rating_key": ordered,
             **key_columns(map(RatingKey.parse, ordered)),
+        }
+    )
+
+
+def void_rows(batches: list[pa.RecordBatch]) -> pa.Table:
+    """What the voiding events among attributed events void."""
+    rows = [(batch, row) for batch in batches for row in voiding_rows(batch)]
+    voids = [Void.parse(batch["payload"][row].as_py()) for batch, row in rows]
+    received = [batch["received_time"][row].as_py() for batch, row in rows]
+    return pa.table(
+        {
+            "tenant_id": pa.array([void.event.tenant_id for void in voids], pa.string()),
+            "time": pa.array([void.event.time for void in voids], pa.int64()).cast(MICROSECONDS),
+            "source": pa.array([void.event.source for void in voids], pa.string()),
+            "id": pa.array([void.event.id for void in voids], pa.string()),
+            "reason": pa.array([void.reason for void in voids], pa.string()),
+            "void_id": pa.array([void.id for void in voids], pa.string()),
+            "received_time": pa.array(received, MICROSECONDS),
         }
     )
 

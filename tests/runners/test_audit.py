@@ -55,6 +55,18 @@ DAMAGE = {
         "INSERT INTO usage_events SELECT * REPLACE (time + INTERVAL 1 DAY AS time) FROM usage_events LIMIT 1",
         "an identity",
     ),
+    "a void without its event": (
+        "INSERT INTO voids SELECT tenant_id, time, source, 'other', '', '', time FROM usage_events LIMIT 1",
+        "each void names",
+    ),
+    "a void that is not archived": (
+        "INSERT INTO voids SELECT tenant_id, time, source, id, '', 'void_1', time FROM usage_events LIMIT 1",
+        "each void names",
+    ),
+    "a void that line items do not know": (
+        "INSERT INTO voids SELECT tenant_id, time, source, id, '', 'void_1', time FROM usage_events LIMIT 1",
+        "each archived event",
+    ),
     "an invoice's total": (
         "INSERT INTO invoices SELECT * REPLACE (total + 1 AS total) FROM invoices LIMIT 1",
         "the lines of an invoice",
@@ -93,3 +105,32 @@ def test_rating_from_the_archive_changes_nothing_and_mends_what_was_damaged(rate
 
 def test_rating_a_period_without_usage_from_the_archive_does_nothing(rated: str) -> None:
     assert rerate_archive("2024-05", CATALOG, rated) == (0, 0)
+
+
+@pytest.mark.parametrize(("sql", "law"), DAMAGE.values(), ids=DAMAGE.keys())
+def test_the_audit_of_a_period_looks_at_that_period_and_those_accounts_alone(sql: str, law: str, rated: str) -> None:
+    clickhouse.connect(rated).command(sql)
+
+    def found(period: str, *accounts: str) -> set[str]:
+        return {one.law for one in audit(rated, CATALOG, period, accounts) if one.broken}
+
+    assert any(name.startswith(law) for name in found("2023-11")) or law.startswith("every record of a run")
+    elsewhere = {name for name in found("2024-06") if not name.startswith("the 64-bit ids")}
+    assert not elsewhere
+
+
+def test_an_archive_that_has_partly_gone_is_not_compared(rated: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    clickhouse.connect(rated).command("TRUNCATE TABLE usage_events")
+    assert broken(rated)
+    monkeypatch.setattr(clickhouse, "retention_days", lambda url: 97)
+    assert broken(rated) == {}
+
+
+def test_the_retention_is_read_from_the_table(database: str) -> None:
+    assert clickhouse.retention_days(database) is None
+    clickhouse.set_retention(database, 123)
+    try:
+        assert clickhouse.retention_days(database) == 123
+    finally:
+        clickhouse.set_retention(database, None)
+    assert clickhouse.retention_days(database) is None

@@ -327,10 +327,10 @@ _BILLING = names("invoice_line_id invoice_id invoice_number status sequence made
 _BILLING |= {"amount", "currency"}
 _STANDING = names("quantity amount line_items events not_billed_quantity not_billed_amount")
 _TIER = names("tier above up_to quantity unit_price per packages flat_fee amount")
-_COUNTED = names("time source id subject quantity counted_value payload")
+_COUNTED = names("time source id subject quantity counted_value payload voided")
 _ITEM = {"kind", *_KEY} | names(
     "line_item_id window_start window_end quantity_from quantity_to unit amount currency price tiers event_count "
-    "revision events standing billed_by"
+    "voided_count revision events standing billed_by"
 )
 _LINE = {"kind", *_KEY, *_BILLING} - {"made_at"} | names(
     "line_number description unit price fee rounding standing came_after tiers line_items earlier later"
@@ -359,7 +359,8 @@ def test_the_json_is_what_other_programs_rely_on(billed: str, catalog: Catalog) 
     assert set(item["events"][0]) == _COUNTED
     (event,) = explain(billed, "e-1", catalog).to_json()["found"]
     assert set(event) == names(
-        "kind tenant_id source id type subject time received_time account_id billing_account_id payload usage"
+        "kind tenant_id source id type subject time received_time account_id billing_account_id payload usage "
+        "voided voids"
     )
     assert set(event["usage"][0]) == names(
         "meter_id subscription_id charge_id rate_card_version rating_key_id dimensions period_start period_end "

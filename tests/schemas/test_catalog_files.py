@@ -98,6 +98,8 @@ MISTAKES = [
      "distinct, latest, got a list"),
     ("aggregation: count", "aggregation: count\n    value: x #!",
      "meter requests, value: a count meter counts events, it takes no `value`"),
+    ("  - id: requests\n    event_type: llm.request", "  - id: requests\n    event_type: meterline.void.v1 #!",
+     "meter requests, event_type: types that begin with 'meterline.' are Meterline's own"),
     ("    unit: request", "    unit: #!", "meter requests, unit: expected text, got nothing"),
     ("    unit: request", "    unit: '' #!", "meter requests, unit: expected text, got an empty one"),
     ("    value: tokens", "    value: a..b #!", "meter tokens, value: expected property names joined by '.', got a..b"),

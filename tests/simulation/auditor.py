@@ -8,6 +8,7 @@ times are instants in UTC, every section of the page has its section here.
 from __future__ import annotations
 
 import functools
+import hashlib
 import itertools
 import json
 import re
@@ -53,12 +54,21 @@ class Event:
         return (self.time, self.type, self.subject, self.readings)
 
 
+# What names an accepted event: tenant, time, source, id.
+Name = tuple[str, datetime, str, str]
+
+
+def name_of(event: Event) -> Name:
+    return event.tenant, event.time, event.source, event.id
+
+
 @dataclass
 class Books:
     accepted: list[Event] = field(default_factory=list)
     duplicates: int = 0
     rejects: list[tuple[str, str, bytes]] = field(default_factory=list)  # reason, stage, payload
     line_items: list[dict[str, Any]] = field(default_factory=list)
+    voided: set[Name] = field(default_factory=set)
 
 
 class Rejected(Exception):
@@ -82,6 +92,7 @@ def audit(records: Sequence[bytes], catalog: Catalog, received: datetime, horizo
     for record in records:
         try:
             event = event_of(record, catalog, received, horizon)
+            void = voided_by(event, books.accepted)
             identity = (event.tenant, event.source, event.id, event.time.date())
             first = first_of_identity.get(identity)
             if first is not None and first.content() != event.content():
@@ -94,6 +105,8 @@ def audit(records: Sequence[bytes], catalog: Catalog, received: datetime, horizo
         else:
             first_of_identity[identity] = event
             books.accepted.append(event)
+            if void is not None:
+                books.voided.add(void)
     rate(books, catalog)
     return books
 
@@ -166,7 +179,7 @@ def event_of(record: bytes, catalog: Catalog, received: datetime, horizon: timed
     if time > received + HOUR:
         raise Rejected("in_future")
     meters = [meter for meter in catalog["meters"] if meter["event_type"] == attributes["type"]]
-    if not meters:
+    if not meters and attributes["type"] != VOID_TYPE:
         raise Rejected("unknown_type")
     data = attributes["data"]
     values = {meter["id"]: value_of(meter, data) for meter in meters}
@@ -537,6 +550,46 @@ def window_of(time: datetime, period: tuple[datetime, datetime]) -> tuple[dateti
     return max(hour, period[0]), min(hour + HOUR, period[1])
 
 
+# Section 14: voiding
+
+VOID_TYPE = "meterline.void.v1"
+VOID_SOURCE = "/meterline/void"
+
+
+def void_id(name: Name) -> str:
+    tenant, time, source, id = name
+    since = time - datetime(1970, 1, 1, tzinfo=UTC)
+    micros = (since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds
+    return "void_" + hashlib.sha256("\0".join([tenant, source, id, str(micros)]).encode()).hexdigest()[:24]
+
+
+def void_record(event: Event, reason: str = "a reason") -> bytes:
+    """The voiding event of an event, as somebody would send it."""
+    record = {"specversion": "1.0", "type": VOID_TYPE, "source": VOID_SOURCE, "id": void_id(name_of(event))}
+    record |= {"tenantid": event.tenant, "subject": event.subject, "time": event.time.isoformat()}
+    return json.dumps({**record, "data": {"id": event.id, "source": event.source, "reason": reason}}).encode()
+
+
+def voided_by(void: Event, accepted: list[Event]) -> Name | None:
+    """What an event voids; None for usage."""
+    if void.type != VOID_TYPE and void.source != VOID_SOURCE:
+        return None
+    if void.type != VOID_TYPE:
+        raise Rejected("bad_attribute", "void")
+    data = json_object(void.payload)["data"]
+    for name in ("id", "source", "reason"):
+        value = data.get(name)
+        if not isinstance(value, str) or not 0 < len(value) <= 1024 or any(forbidden(ord(one)) for one in value):
+            raise Rejected("missing_field", "void")
+    named = (void.tenant, void.time, data["source"], data["id"])
+    if (void.source, void.id) != (VOID_SOURCE, void_id(named)):
+        raise Rejected("bad_attribute", "void")
+    for event in accepted:
+        if name_of(event) == named and event.subject == void.subject and event.type != VOID_TYPE:
+            return named
+    raise Rejected("unknown_event", "void")
+
+
 # Section 5: quantities
 
 
@@ -566,21 +619,25 @@ def rate_key(books: Books, key: tuple[Any, ...], members: list[tuple[Event, Term
     for event, terms in members:
         window = window_of(event.time, terms.period)
         cells.setdefault((window[0], event.account_id), []).append(event)
+    opened = False
+    revision = 0
     price = members[0][1].price
     period = members[0][1].period
     line_items = []
     so_far: list[Event] = []
     quantity_from = Fraction(0)
-    for number, (window_start, account_id) in enumerate(sorted(cells), start=1):
-        events = cells[window_start, account_id]
+    for window_start, account_id in sorted(cells):
+        known = cells[window_start, account_id]
+        events = [event for event in known if name_of(event) not in books.voided]
+        revision += len(events) + 2 * (len(known) - len(events))
         so_far = so_far + events
         quantity_to = aggregate(meter["aggregation"], meter_id, so_far)
         if quantity_to >= 10**26:
             books.rejects.append(("quantity_overflow", "rate", b""))
             return
-        if price is None:
+        if price is None or not events:
             amount = Fraction(0)
-        elif number == 1:
+        elif not opened:
             amount = charge_for(quantity_to, price)
         else:
             amount = charge_for(quantity_to, price) - charge_for(quantity_from, price)
@@ -599,19 +656,23 @@ def rate_key(books: Books, key: tuple[Any, ...], members: list[tuple[Event, Term
                 "period_start": period_start,
                 "period_end": period[1],
                 "window_start": window_start,
-                "window_end": window_of(events[0].time, period)[1],
+                "window_end": window_of(known[0].time, period)[1],
                 "quantity_from": quantity_from,
                 "quantity_to": quantity_to,
                 "amount": amount,
                 "event_count": len(events),
-                "revision": len(so_far),
+                "voided_count": len(known) - len(events),
+                "revision": revision,
             }
         )
+        opened = opened or bool(events)
         quantity_from = quantity_to
     books.line_items.extend(line_items)
 
 
 def aggregate(aggregation: str, meter_id: str, events: list[Event]) -> Fraction:
+    if not events:
+        return Fraction(0)
     values: list[Any] = [event.readings[meter_id].value for event in events]
     if aggregation == "count":
         return Fraction(len(events))

@@ -14,7 +14,7 @@ from .auditor import Books, Catalog, Event, Terms, as_decimal, billing_account_o
 
 Row = dict[str, Any]
 
-TABLES = ("line_items", "usage_events", "rating_keys", "rejects")
+TABLES = ("line_items", "usage_events", "rating_keys", "voids", "rejects")
 
 
 class Different(AssertionError):
@@ -65,6 +65,8 @@ def compare(
         (_expected_event(event, catalog) for event in books.accepted),
     )
     _items_and_events(tables)
+    voids = ((row["tenant_id"], row["time"], row["source"], row["id"]) for row in tables["voids"])
+    _same("voids", voids, books.voided)
     _same(
         "rejects",
         ((row["reason"], row["stage"], row["payload"].strip()) for row in tables["rejects"]),
@@ -99,7 +101,7 @@ def _frozen(value: Any) -> Any:
 _COPIED = (
     *("tenant_id", "billing_account_id", "account_id", "subscription_id", "charge_id", "meter_id"),
     *("rate_card_version", "dimensions", "period_start", "period_end", "window_start", "window_end"),
-    *("quantity_from", "quantity_to", "amount", "currency", "event_count", "revision"),
+    *("quantity_from", "quantity_to", "amount", "currency", "event_count", "voided_count", "revision"),
 )
 
 
@@ -177,7 +179,7 @@ def _items_and_events(tables: dict[str, list[Row]]) -> None:
         for key_id in event["rating_keys"]:
             fed[key_id, max(hour, starts[key_id]), event["account_id"]] += 1
     told = {(row["rating_key_id"], row["window_start"], row["account_id"]): row for row in tables["line_items"]}
-    if fed != {place: row["event_count"] for place, row in told.items()}:
+    if fed != {place: row["event_count"] + row["voided_count"] for place, row in told.items()}:
         raise Different("line items do not lead to their events")
     if len({row["line_item_id"] for row in told.values()}) != len(tables["line_items"]):
         raise Different("two line items have one id")
@@ -198,7 +200,7 @@ def _counters(books: Books, counters: dict[str, int], rated_before: bool) -> Non
     left = sum(
         count
         for name, count in counters.items()
-        if name.startswith(("validate/", "attribute/", "deduplicate/")) and name != "validate/records"
+        if name.startswith(("validate/", "attribute/", "void/", "deduplicate/")) and name != "validate/records"
     )
     if not came == left == len(books.accepted) + books.duplicates + len(books.rejects):
         raise Different(f"{came} records came, {left} were accounted for: {counters}")

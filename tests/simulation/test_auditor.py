@@ -110,6 +110,7 @@ def test_a_line_item_says_all_there_is_to_say() -> None:
             "quantity_to": Fraction(5, 2),
             "amount": Fraction(5, 4),
             "event_count": 1,
+            "voided_count": 0,
             "revision": 1,
         }
     ]

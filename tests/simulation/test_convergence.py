@@ -9,6 +9,7 @@ import os
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 
@@ -16,7 +17,7 @@ import pytest
 
 from tests.conftest import empty_tables
 
-from .auditor import audit
+from .auditor import audit, void_record
 from .delivery import Treatment, load, many_files, one_file, run
 from .generator import World, generate
 from .ledger import Row, compare, stored
@@ -84,6 +85,35 @@ def test_of_conflicting_events_the_first_counts(seed: int, database: str, tmp_pa
         counters = run(world, catalog, [path], database, how)
         books = audit(records, world.catalog, world.received, world.horizon)
         compare(stored(database), books, world.catalog, counters)
+
+
+@pytest.mark.parametrize("seed", SEEDS[::4])
+def test_voids_give_the_books_whatever_came_before_them(seed: int, database: str, tmp_path: Path) -> None:
+    with replayable(seed, "voids_give"):
+        rng = Random(seed)
+        world = world_of(seed, conflicts=False)
+        catalog = load(world, tmp_path / "catalog")
+        half = len(world.records) // 2
+        first, path = one_file(replace(world, records=world.records[:half]), tmp_path / "first")
+        rest, rest_path = one_file(replace(world, records=world.records[half:]), tmp_path / "rest")
+        known = audit(first, world.catalog, world.received, world.horizon).accepted
+        voids = [void_record(event) for event in rng.sample(known, len(known) // rng.randint(1, 6))]
+        voids += [void_record(replace(event, id=f"no {event.id}"[:512])) for event in known[:1]]
+        voids += [void_record(event, "again") for event in known[:2]]
+        rng.shuffle(voids)
+        voids_path = tmp_path / "voids.ndjson"
+        voids_path.write_bytes(b"".join(void + b"\n" for void in voids))
+        books = audit([*first, *voids, *rest], world.catalog, world.received, world.horizon)
+        tables = []
+        for order in ([path, voids_path, rest_path], [path, rest_path, voids_path]):
+            empty_tables(database)
+            counters: Counter[str] = Counter()
+            for one in order:
+                counters.update(run(world, catalog, [one], database, Treatment.random(rng)))
+            compare(stored(database), books, world.catalog, counters)
+            run(world, catalog, [path], database, Treatment.random(rng))
+            tables.append(stored(database)["line_items"])
+        assert tables[0] == tables[1]
 
 
 @pytest.mark.parametrize("seed", FEW)

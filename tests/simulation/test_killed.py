@@ -19,6 +19,7 @@ COPIES = 6
 ROWS = {
     "line_items": "SELECT * FROM line_items FINAL ORDER BY ALL",
     "usage_events": "SELECT * EXCEPT (received_time) FROM usage_events FINAL ORDER BY ALL",
+    "voids": "SELECT * FROM voids FINAL ORDER BY ALL",
     "rejects": "SELECT * FROM rejects FINAL ORDER BY ALL",
 }
 COMMAND = [sys.executable, "-m", "meterline.runners.cli"]
@@ -48,8 +49,13 @@ def rate(usage: Path, folder: Path) -> subprocess.Popen[bytes]:
     return subprocess.Popen([*COMMAND, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
-def complete(usage: Path, folder: Path) -> None:
-    run = rate(usage, folder)
+def void(folder: Path) -> subprocess.Popen[bytes]:
+    words = ["void", "--event", "r1-00001", "--reason", "a test", "--catalog", str(quickstart() / "catalog")]
+    words += ["--clickhouse", f"chdb://{folder}", "--now", "2023-11-18T00:00:00Z", "--json"]
+    return subprocess.Popen([*COMMAND, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+def complete(run: subprocess.Popen[bytes]) -> None:
     _, err = run.communicate(timeout=120)
     assert run.returncode == 0, err.decode()
 
@@ -66,8 +72,16 @@ def rows(folder: Path) -> dict[str, str]:
 def undisturbed(usage: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, str], float]:
     folder = tmp_path_factory.mktemp("undisturbed") / "db"
     started = time.monotonic()
-    complete(usage, folder)
+    complete(rate(usage, folder))
     return rows(folder), time.monotonic() - started
+
+
+def kill(run: subprocess.Popen[bytes], after: float) -> None:
+    try:
+        run.communicate(timeout=after)
+    except subprocess.TimeoutExpired:
+        run.kill()
+        run.communicate()
 
 
 @pytest.mark.parametrize("seed", range(SEEDS))
@@ -77,13 +91,22 @@ def test_a_killed_run_is_completed_by_the_same_command(
     expected, seconds = undisturbed
     chance = random.Random(seed)
     for _ in range(KILLS):
-        run = rate(usage, tmp_path / "db")
-        try:
-            run.communicate(timeout=chance.uniform(0.3, 1.0) * seconds)
-        except subprocess.TimeoutExpired:
-            run.kill()
-            run.communicate()
-    complete(usage, tmp_path / "db")
+        kill(rate(usage, tmp_path / "db"), chance.uniform(0.3, 1.0) * seconds)
+    complete(rate(usage, tmp_path / "db"))
     found = rows(tmp_path / "db")
     for table, text in expected.items():
         assert found[table] == text, f"{table} differs; METERLINE_KILL_SEEDS={seed + 1} runs it again"
+
+
+def test_a_killed_void_is_completed_by_the_same_command(usage: Path, tmp_path: Path) -> None:
+    for name in ("expected", "rated"):
+        complete(rate(usage, tmp_path / name))
+    started = time.monotonic()
+    complete(void(tmp_path / "expected"))
+    seconds = time.monotonic() - started
+    for share in (0.6, 0.75, 0.9):
+        kill(void(tmp_path / "rated"), share * seconds)
+    complete(void(tmp_path / "rated"))
+    expected = rows(tmp_path / "expected")
+    assert expected["voids"]
+    assert rows(tmp_path / "rated") == expected

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from meterline.schemas.catalog import Aggregation
 from meterline.transforms import meter
 from meterline.transforms.meter import Totals, pack, unpack
-from meterline.transforms.rules.aggregation import Cell, Usage, merge, quantity
+from meterline.transforms.rules.aggregation import Cell, Usage, merge, quantity, voided
 from meterline.transforms.rules.money import EXACT
 from tests import strategies
 from tests.transforms.batches import HOUR, START, Fed, batch, key_text
@@ -116,6 +116,18 @@ def test_sums_do_not_wrap() -> None:
     assert usage == Usage(5_000, 5_000 * (10**32 - 1))
 
 
+@given(events)
+def test_voided_events_are_counted_and_add_nothing(events: list[Event]) -> None:
+    totals = Totals()
+    totals.add(batch(events), METERS, are_voided=True)
+    found = {text.decode(): unpack(METERS[meter_of(text.decode())], packed) for text, packed in totals.flush()}
+    expected = {
+        key: {cell: voided(METERS[meter_of(key)], count) for cell, (count, _) in cells.items()}
+        for key, cells in naive(events).items()
+    }
+    assert found == expected
+
+
 def test_a_batch_too_large_for_exact_sums_is_halved(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(meter, "_MAX_SLOTS", 3)
     many = [Event(number, (Fed(key_text("sum")), Fed(key_text("count"))), str(number)) for number in range(9)]
@@ -138,5 +150,9 @@ def test_a_batch_too_large_for_exact_sums_is_halved(monkeypatch: pytest.MonkeyPa
     ],
 )
 def test_what_is_packed_is_unpacked(aggregation: Aggregation, value: Any) -> None:
-    usages = {Cell(START, "acme"): Usage(3, value), Cell(START, "web"): Usage(1, value)}
+    usages = {
+        Cell(START, "acme"): Usage(3, value),
+        Cell(START, "both"): Usage(1, value, 2),
+        Cell(START, "web"): voided(aggregation, 2),
+    }
     assert unpack(aggregation, pack(aggregation, usages)) == usages

@@ -19,7 +19,7 @@ from meterline.schemas.event import Reason
 from meterline.schemas.records import LineItem, RatingKey, Reject
 from meterline.transforms.meter import pack
 from meterline.transforms.rate import RateUsage, _RateFn
-from meterline.transforms.rules.aggregation import Cell, Usage, merge, scaled
+from meterline.transforms.rules.aggregation import Cell, Usage, merge, scaled, voided
 from meterline.transforms.rules.attribution import directory
 from meterline.transforms.rules.line_items import line_items
 from tests.transforms import batches
@@ -41,7 +41,8 @@ values = {
 def usage_in_panes(draw: st.DrawFn) -> tuple[Aggregation, list[list[Pane]]]:
     """Panes, in groups that are rated together."""
     aggregation = draw(st.sampled_from(list(Aggregation)))
-    usage = st.builds(Usage, st.integers(1, 3), values[aggregation])
+    voids = st.integers(1, 3).map(lambda count: voided(aggregation, count))
+    usage = st.builds(Usage, st.integers(1, 3), values[aggregation], st.integers(0, 2)) | voids
     cell = st.builds(Cell, st.sampled_from([START + HOUR // 2 + HOUR * n for n in range(4)]), st.sampled_from("ab"))
     panes = draw(st.lists(st.dictionaries(cell, usage, min_size=1, max_size=3), min_size=1, max_size=8))
     groups: list[list[Pane]] = [[]]

@@ -1,11 +1,14 @@
 """How events become quantities: for each aggregation a commutative monoid, so that partial results merge in any order.
 
-A usage is what is known of one cell (a usage window and an account of a rating key): the number of events and a value
-that depends on the aggregation. Quantities in it are integers, in units of 10^-12.
+A usage is what is known of one cell (a usage window and an account of a rating key): the number of events that count,
+a value that depends on the aggregation, and the number of events that were voided. Quantities in it are integers, in
+units of 10^-12.
 
     sum       the sum                              min, max   the least, the greatest
     count     nothing (None)                       latest     (time, id, source, quantity) of the latest event
     distinct  the set of 16-byte hashes of the values
+
+Without an event that counts the value is neutral: 0, the empty set, or None.
 """
 
 from __future__ import annotations
@@ -20,10 +23,16 @@ SCALE = 12
 
 
 class Usage(NamedTuple):
-    """Events of a cell, aggregated; see the module's table for `value`."""
+    """Events of a cell, aggregated; see the module's table for `value`, to which voided events add nothing."""
 
     event_count: int
     value: Any
+    voided_count: int = 0
+
+    @property
+    def revision(self) -> int:
+        """Grows with each event that becomes known, and once more when it becomes known that it is voided."""
+        return self.event_count + 2 * self.voided_count
 
 
 class Cell(NamedTuple):
@@ -33,17 +42,32 @@ class Cell(NamedTuple):
     account_id: str
 
 
+def voided(aggregation: Aggregation, count: int) -> Usage:
+    """The usage of events that were voided: known, and nothing else."""
+    match aggregation:
+        case Aggregation.SUM:
+            return Usage(0, 0, count)
+        case Aggregation.DISTINCT:
+            return Usage(0, frozenset(), count)
+        case _:
+            return Usage(0, None, count)
+
+
 def merge(aggregation: Aggregation, one: Usage, other: Usage) -> Usage:
     """The usage of both sets of events."""
-    return Usage(one.event_count + other.event_count, _merge_values(aggregation, one.value, other.value))
+    return Usage(
+        one.event_count + other.event_count,
+        _merge_values(aggregation, one.value, other.value),
+        one.voided_count + other.voided_count,
+    )
 
 
 def _merge_values(aggregation: Aggregation, one: Any, other: Any) -> Any:
+    if one is None or other is None:
+        return other if one is None else one
     match aggregation:
         case Aggregation.SUM:
             return one + other
-        case Aggregation.COUNT:
-            return None
         case Aggregation.MIN:
             return min(one, other)
         case Aggregation.MAX | Aggregation.LATEST:
@@ -60,14 +84,17 @@ def cumulative(aggregation: Aggregation, cells: Iterable[tuple[Cell, Usage]]) ->
         if aggregation is Aggregation.DISTINCT:
             # One growing set: copying it for every cell would cost the square of the period.
             values |= usage.value
-            so_far = Usage((so_far.event_count if so_far else 0) + usage.event_count, values)
+            known = so_far or Usage(0, values)
+            so_far = Usage(known.event_count + usage.event_count, values, known.voided_count + usage.voided_count)
         else:
             so_far = usage if so_far is None else merge(aggregation, so_far, usage)
         yield cell, usage, so_far
 
 
 def quantity(aggregation: Aggregation, usage: Usage) -> Decimal:
-    """The meter's quantity, in its unit."""
+    """The meter's quantity, in its unit; 0 where no event counts."""
+    if not usage.event_count:
+        return Decimal(0)
     match aggregation:
         case Aggregation.COUNT:
             return Decimal(usage.event_count)

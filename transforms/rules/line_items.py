@@ -14,7 +14,7 @@ from meterline.transforms.rules.pricing import charge_interval
 
 _HOUR = 3_600
 _LIMIT = Decimal(10) ** 26
-_UNPRICED: tuple[Decimal, tuple[TierCharge, ...]] = (Decimal(0), ())
+_NOTHING: tuple[Decimal, tuple[TierCharge, ...]] = (Decimal(0), ())
 
 
 def window_bounds(key: RatingKey, seconds: int) -> tuple[int, int]:
@@ -34,7 +34,8 @@ def line_items(
 
     Args:
       priced: None for unpriced usage, which is counted at amount 0.
-      usage: All the key's cells that have events.
+      usage: All the key's cells that have events. One whose events are all voided has a line item still, of amount 0,
+        so that it replaces the one from before.
       since: The first cell that is wanted; those before it determine it but are not yielded.
 
     Raises:
@@ -50,8 +51,8 @@ def line_items(
         if reached >= _LIMIT:
             raise QuantityError(f"the quantity of the period reaches {reached}, it must stay below 10^26")
         if since is None or cell >= since:
-            amount, tiers = _UNPRICED
-            if priced is not None:
+            amount, tiers = _NOTHING
+            if priced is not None and own.event_count:
                 amount, tiers = charge_interval(priced.price, before, reached, opening=opening)
             start, end = window_bounds(key, cell.window_start)
             yield LineItem(
@@ -65,6 +66,8 @@ def line_items(
                 currency=priced.currency if priced else "",
                 tiers=tiers,
                 event_count=own.event_count,
-                revision=so_far.event_count,
+                voided_count=own.voided_count,
+                revision=so_far.revision,
             )
-        opening = False
+        # What is due at zero usage is borne by the first cell that has an event.
+        opening = opening and not own.event_count
