@@ -1,99 +1,60 @@
-"""The catalog as tables, for peers that price in SQL."""
+"""The catalog as tables, for peers that price in SQL. Only what the benchmark's catalog uses is here."""
 
 from __future__ import annotations
 
-import calendar
 from datetime import UTC, datetime
 from decimal import Decimal
 
 import pyarrow as pa
 
+from meterline.schemas.arrow import AMOUNT, MICROSECONDS, QUANTITY
 from meterline.schemas.catalog import Catalog
 
-MICROSECONDS = 1_000_000
-_PRICE = pa.decimal128(18, 12)
-_QUANTITY = pa.decimal128(38, 12)
-_AMOUNT = pa.decimal128(38, 18)
+_EXACT = pa.decimal128(18, 12)
 _FAR = datetime(2200, 1, 1, tzinfo=UTC)
+_WITHOUT_END = Decimal(10) ** 20
 
 
-def terms(catalog: Catalog, first: int, last: int) -> pa.Table:
-    """Who pays, by which prices: one row for each subject, UTC month, subscription and rate-card version in force.
-
-    `starts` and `ends` are microseconds since 1970, the period's bounds seconds. Only what the benchmark's catalog uses:
-    subscriptions anchored on the first of a UTC month, without parents, further subjects and unpriced usage.
-
-    Args:
-      first, last: Microseconds since 1970 of the first and the last event.
-    """
+def terms(catalog: Catalog) -> pa.Table:
+    """Who pays by which prices from when to when: a row for each subscription and rate-card version in force."""
     plans = {plan.id: plan for plan in catalog.plans}
     cards = {card.id: card for card in catalog.rate_cards}
     rows = []
     for subscription in catalog.subscriptions:
-        versions = sorted(cards[plans[subscription.plan].rate_card].versions, key=lambda one: one.effective_from)
-        bounds = [*(one.effective_from for one in versions[1:]), _FAR]
-        for version, superseded in zip(versions, bounds):
-            for start, end in _months(first, last):
-                begins = max(start, subscription.start, version.effective_from)
-                ends = min(end, subscription.end or _FAR, superseded)
-                if begins < ends:
-                    rows.append(
-                        {
-                            "term": len(rows),
-                            "subject": subscription.account,
-                            "account_id": subscription.account,
-                            "subscription_id": subscription.id,
-                            "version": version.version,
-                            "currency": cards[plans[subscription.plan].rate_card].currency,
-                            "starts": int(begins.timestamp()) * MICROSECONDS,
-                            "ends": int(ends.timestamp()) * MICROSECONDS,
-                            "period_start": int(start.timestamp()),
-                            "period_end": int(end.timestamp()),
-                        }
-                    )
-    return pa.Table.from_pylist(rows)
+        card = cards[plans[subscription.plan].rate_card]
+        bounds = [*(version.effective_from for version in card.versions[1:]), _FAR]
+        for version, superseded in zip(card.versions, bounds):
+            starts = max(subscription.start, version.effective_from)
+            ends = min(subscription.end or _FAR, superseded)
+            if starts < ends:
+                names = (subscription.account, subscription.id, version.version, card.currency)
+                rows.append((len(rows), *names, starts, ends))
+    names = ("term", "account_id", "subscription_id", "version", "currency", "starts", "ends")
+    kinds = {"term": pa.uint32(), "starts": MICROSECONDS, "ends": MICROSECONDS}
+    return _table(names, rows, kinds)
 
 
 def tiers(catalog: Catalog) -> pa.Table:
-    """Prices by meter and version, tier by tier; `exact_price` is that of one unit, and has to be exact to 12 decimals."""
+    """Prices by meter and version, tier by tier (floor, ceiling].
+
+    `exact_price` is that of one unit, which 12 decimals have to hold.
+    """
     rows = []
     for card in catalog.rate_cards:
         for version in card.versions:
             for charge, price in version.prices.items():
-                steps = price.tiers if price.model == "graduated" else [price]
                 floor = Decimal(0)
+                steps = price.tiers if price.model == "graduated" else (price,)
                 for number, step in enumerate(steps, start=1):
-                    ceiling = getattr(step, "up_to", None) or Decimal(10) ** 20
-                    rows.append(
-                        {
-                            "meter_id": charge,
-                            "version": version.version,
-                            "tier": number,
-                            "floor": floor,
-                            "ceiling": ceiling,
-                            "exact_price": step.unit_price / price.per,
-                            "unit_price": step.unit_price,
-                            "flat_fee": getattr(step, "flat_fee", Decimal(0)),
-                        }
-                    )
+                    ceiling = getattr(step, "up_to", None) or _WITHOUT_END
+                    flat_fee = getattr(step, "flat_fee", Decimal(0))
+                    prices = (step.unit_price / price.per, step.unit_price, flat_fee)
+                    rows.append((charge, version.version, number, floor, ceiling, *prices))
                     floor = ceiling
-    names = {
-        "floor": _QUANTITY,
-        "ceiling": _QUANTITY,
-        "exact_price": _PRICE,
-        "unit_price": _AMOUNT,
-        "flat_fee": _AMOUNT,
-    }
-    columns = {name: [row[name] for row in rows] for name in rows[0]}
-    return pa.table({name: pa.array(values, names.get(name)) for name, values in columns.items()})
+    names = ("meter_id", "version", "tier", "floor", "ceiling", "exact_price", "unit_price", "flat_fee")
+    kinds = {"tier": pa.uint16(), "floor": QUANTITY, "ceiling": QUANTITY}
+    return _table(names, rows, kinds | {"exact_price": _EXACT, "unit_price": AMOUNT, "flat_fee": AMOUNT})
 
 
-def _months(first: int, last: int) -> list[tuple[datetime, datetime]]:
-    found = []
-    start = datetime.fromtimestamp(first // MICROSECONDS, UTC).replace(day=1, hour=0, minute=0, second=0)
-    while start.timestamp() * MICROSECONDS <= last:
-        days = calendar.monthrange(start.year, start.month)[1]
-        end = datetime.fromtimestamp(start.timestamp() + days * 86_400, UTC)
-        found.append((start, end))
-        start = end
-    return found
+def _table(names: tuple[str, ...], rows: list[tuple], kinds: dict[str, pa.DataType]) -> pa.Table:
+    return pa.table({name: pa.array(column, kinds.get(name)) for name, column in zip(names, zip(*rows))})
