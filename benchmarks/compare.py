@@ -22,7 +22,8 @@ _BEGAN = time.monotonic()
 
 PEERS = {
     "meterline": "Meterline",
-    "duckdb_sql": "DuckDB, SQL",
+    "chdb_sql": "SQL in chdb",
+    "duckdb_sql": "SQL in DuckDB",
 }
 
 # Ids are left out: each may name things as it likes.
