@@ -7,13 +7,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from peers.prices import terms, tiers
-
 from meterline.schemas.catalog import Catalog
 from meterline.transforms import clickhouse
+from peers.prices import terms, tiers
 
 # A line that is no JSON has an event of empty strings.
-NDJSON = """
+_LINES = """
 SELECT line AS payload, rowNumberInAllBlocks() AS position, JSONExtract(line,
        'Tuple(specversion String, tenantid String, id String, source String, type String, subject String, time String,
         data Tuple(model String, input_tokens Nullable(Decimal(38, 12)), output_tokens Nullable(Decimal(38, 12))))')
@@ -29,8 +28,8 @@ _TABLES = (
     """
 CREATE TABLE came (
     reason LowCardinality(String), position UInt64, payload String, tenant_id LowCardinality(String), id String,
-    source LowCardinality(String), type LowCardinality(String), subject LowCardinality(String), time DateTime64(6, 'UTC'),
-    model String, input_tokens Decimal(38, 12), output_tokens Decimal(38, 12), term UInt32,
+    source LowCardinality(String), type LowCardinality(String), subject LowCardinality(String),
+    time DateTime64(6, 'UTC'), model String, input_tokens Decimal(38, 12), output_tokens Decimal(38, 12), term UInt32,
     account_id LowCardinality(String), identity FixedString(16)
 ) ENGINE = Null
 """,
@@ -66,7 +65,7 @@ FROM came WHERE reason != ''
 )
 
 # The reasons are looked for in the few rows that are not fine: `multiIf` is lazy.
-_READ = """
+_READ = f"""
 INSERT INTO came
 SELECT multiIf(
            specversion = '1.0' AND id != '' AND length(id) <= 512 AND source != '' AND length(source) <= 1024
@@ -85,17 +84,17 @@ SELECT multiIf(
            'unknown_subject') AS reason,
        position, payload, tenant_id, id, source, type, subject, time, model, input_tokens, output_tokens, term,
        account_id, if(reason = '', sipHash128(tenant_id, source, id), sipHash128(position, payload)) AS identity
-FROM ($events) AS came ASOF LEFT JOIN terms ON came.subject = terms.account_id AND came.time >= terms.starts
+FROM ({_LINES}) AS came ASOF LEFT JOIN terms ON came.subject = terms.account_id AND came.time >= terms.starts
 LIMIT 1 BY identity
 """
 
 _KEYS = """
 CREATE TABLE keys ENGINE = Memory AS
-SELECT used.term AS term, account_id, subscription_id, version, currency, model, period_start, period_start + INTERVAL 1 MONTH AS period_end, meter_id,
-       cityHash64(term, model, toDate(period_start), meter_id) AS rating_key_id,
-       concat('["default","', arrayStringConcat([account_id, subscription_id, meter_id, meter_id, version], '","'), '",',
-              toUnixTimestamp(period_start), ',', toUnixTimestamp(period_end), ',[["model",', toJSONString(model), ']]]')
-       AS rating_key
+SELECT used.term AS term, account_id, subscription_id, version, currency, model, period_start,
+       period_start + INTERVAL 1 MONTH AS period_end, meter_id, cityHash64(term, model, toDate(period_start), meter_id) AS rating_key_id,
+       concat('["default","', arrayStringConcat([account_id, subscription_id, meter_id, meter_id, version], '","'),
+              '",', toUnixTimestamp(period_start), ',', toUnixTimestamp(period_end), ',[["model",', toJSONString(model),
+              ']]]') AS rating_key
 FROM (SELECT DISTINCT term, model, period_start FROM metered) AS used JOIN terms ON used.term = terms.term
 ARRAY JOIN ['input_tokens', 'output_tokens'] AS meter_id
 """
@@ -143,15 +142,8 @@ FROM priced JOIN keys USING (rating_key_id)
 """
 
 
-def job(source: str, catalog: Catalog, url: str, received: int, events: str = NDJSON) -> dict[str, int]:
-    """Rate a file of events into the tables.
-
-    Args:
-      events: The SELECT that reads the file.
-
-    Returns:
-      Its counters, by Meterline's names.
-    """
+def job(source: str, catalog: Catalog, url: str, received: int) -> dict[str, int]:
+    """Rate a file of events into the tables; the counters by Meterline's names."""
     client = clickhouse.connect(url)
     literals = {"$received": str(received), "$source": "'" + source.replace("\\", "\\\\").replace("'", "\\'") + "'"}
 
@@ -160,12 +152,14 @@ def job(source: str, catalog: Catalog, url: str, received: int, events: str = ND
             sql = sql.replace(name, literal)
         return client.command(sql)
 
-    given_terms, given_tiers = terms(catalog), tiers(catalog)  # The queries find them by their names.
+    # The queries find these by their names.
+    given_terms = terms(catalog)  # noqa: F841
+    given_tiers = tiers(catalog)  # noqa: F841
     client.command("CREATE TABLE terms ENGINE = Memory AS SELECT * FROM Python(given_terms)")
     client.command("CREATE TABLE tiers ENGINE = Memory AS SELECT * FROM Python(given_tiers)")
-    for statement in (*_TABLES, _READ.replace("$events", events), _KEYS, _RATING_KEYS, _LINE_ITEMS):
+    for statement in (*_TABLES, _READ, _KEYS, _RATING_KEYS, _LINE_ITEMS):
         ask(statement)
-    records = ask(f"SELECT count() FROM ({events})")
+    records = ask("SELECT count() FROM file($source, 'LineAsString')")
     accepted, rejected = ask("SELECT sum(events) FROM metered"), ask("SELECT count() FROM rejects")
     for name in ("to_archive", "to_metered", "to_rejects", "came", "metered", "keys", "terms", "tiers"):
         client.command(f"DROP TABLE {name}")

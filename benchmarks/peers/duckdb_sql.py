@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import duckdb
 import pyarrow as pa
-from peers.prices import terms, tiers
 
 from meterline.schemas.catalog import Catalog
 from meterline.transforms import clickhouse
+from peers.prices import terms, tiers
 
 # Fewer, larger inserts leave less to merge.
 _BATCH = 250_000
 
 # A line is one column, whatever stands in it. Decimals are read from the number's text, not through a double.
-NDJSON = r"""
+_NDJSON = r"""
 SELECT row_number() OVER () AS position, payload, event IS NULL AS malformed, event.specversion,
        coalesce(event.tenantid, 'default') AS tenant_id, event.id, event.source, event.type, event.subject,
-       event.time IS NOT NULL AS has_time, try_cast(event.time AS TIMESTAMP) AS time, event.data IS NOT NULL AS has_data,
-       coalesce(event.data.model, '') AS model, event.data.input_tokens, event.data.output_tokens
+       event.time IS NOT NULL AS has_time, try_cast(event.time AS TIMESTAMP) AS time,
+       event.data IS NOT NULL AS has_data, coalesce(event.data.model, '') AS model, event.data.input_tokens, event.data.output_tokens
 FROM (
     SELECT payload, json_transform(CASE WHEN json_valid(payload) THEN payload END, '{
         "specversion": "VARCHAR", "tenantid": "VARCHAR", "id": "VARCHAR", "source": "VARCHAR", "type": "VARCHAR",
@@ -26,6 +26,17 @@ FROM (
     FROM read_csv($source, columns = {'payload': 'VARCHAR'}, auto_detect = false, header = false,
                   delim = '\x01', quote = '', escape = '', max_line_size = 16777216, strict_mode = false)
 )
+"""
+
+# The payload is the JSON that a row would be, as Meterline makes one.
+_PARQUET = """
+SELECT row_number() OVER () AS position, false AS malformed, specversion, 'default' AS tenant_id, id, source, type,
+       subject, time IS NOT NULL AS has_time, time AT TIME ZONE 'UTC' AS time, data IS NOT NULL AS has_data,
+       coalesce(data.model, '') AS model, data.input_tokens::DECIMAL(38, 12) AS input_tokens,
+       data.output_tokens::DECIMAL(38, 12) AS output_tokens,
+       to_json({'specversion': specversion, 'id': id, 'source': source, 'type': type, 'subject': subject,
+                'time': strftime(time AT TIME ZONE 'UTC', '%Y-%m-%dT%H:%M:%S.%fZ'), 'data': data})::VARCHAR AS payload
+FROM read_parquet($source)
 """
 
 # Only what the benchmark's catalog uses: subscriptions without parents that are anchored on the first of a UTC month.
@@ -120,7 +131,8 @@ WITH metered AS (
     FROM parts WHERE units <> 0 OR amount <> 0
     GROUP BY ALL
 )
-SELECT 'default' AS tenant_id, account_id AS billing_account_id, make_timestamptz(period_start * 1000000) AS period_start,
+SELECT 'default' AS tenant_id, account_id AS billing_account_id,
+       make_timestamptz(period_start * 1000000) AS period_start,
        make_timestamptz(period_end * 1000000) AS period_end, subscription_id, meter_id AS charge_id, meter_id,
        version AS rate_card_version, MAP {'model': model} AS dimensions, rating_key_id,
        make_timestamptz(hour * 1000000) AS window_start, make_timestamptz((hour + 3600) * 1000000) AS window_end,
@@ -166,15 +178,9 @@ FROM (
 """
 
 
-def job(source: str, catalog: Catalog, url: str, received: int, events: str = NDJSON) -> dict[str, int]:
-    """Rate a file of events into the tables.
-
-    Args:
-      events: The SELECT that reads `$source`.
-
-    Returns:
-      Its counters, by Meterline's names.
-    """
+def job(source: str, catalog: Catalog, url: str, received: int) -> dict[str, int]:
+    """Rate a file of events into the tables; the counters by Meterline's names."""
+    events = _PARQUET if source.endswith(".parquet") else _NDJSON
     database = duckdb.connect()
     database.execute("SET threads = 1; SET TimeZone = 'UTC'")
     for name, given in (("terms", terms(catalog)), ("tiers", tiers(catalog))):
