@@ -91,7 +91,8 @@ LIMIT 1 BY identity
 _KEYS = """
 CREATE TABLE keys ENGINE = Memory AS
 SELECT used.term AS term, account_id, subscription_id, version, currency, model, period_start,
-       period_start + INTERVAL 1 MONTH AS period_end, meter_id, cityHash64(term, model, toDate(period_start), meter_id) AS rating_key_id,
+       period_start + INTERVAL 1 MONTH AS period_end, meter_id,
+       cityHash64(term, model, toDate(period_start), meter_id) AS rating_key_id,
        concat('["default","', arrayStringConcat([account_id, subscription_id, meter_id, meter_id, version], '","'),
               '",', toUnixTimestamp(period_start), ',', toUnixTimestamp(period_end), ',[["model",', toJSONString(model),
               ']]]') AS rating_key

@@ -17,7 +17,8 @@ _NDJSON = r"""
 SELECT row_number() OVER () AS position, payload, event IS NULL AS malformed, event.specversion,
        coalesce(event.tenantid, 'default') AS tenant_id, event.id, event.source, event.type, event.subject,
        event.time IS NOT NULL AS has_time, try_cast(event.time AS TIMESTAMP) AS time,
-       event.data IS NOT NULL AS has_data, coalesce(event.data.model, '') AS model, event.data.input_tokens, event.data.output_tokens
+       event.data IS NOT NULL AS has_data, coalesce(event.data.model, '') AS model,
+       event.data.input_tokens, event.data.output_tokens
 FROM (
     SELECT payload, json_transform(CASE WHEN json_valid(payload) THEN payload END, '{
         "specversion": "VARCHAR", "tenantid": "VARCHAR", "id": "VARCHAR", "source": "VARCHAR", "type": "VARCHAR",
