@@ -65,6 +65,7 @@ def rate(day: str, last_day: str, database: str) -> dict[str, Any]:
         "memory_bytes": used.ru_maxrss * 1024,
         "recalled": counters.get("recall/events", 0),
         "accepted": counters["deduplicate/accepted"],
+        "line_items": counters["rate/line_items"],
         "quantity": _quantity(url),
     }
 
@@ -73,7 +74,8 @@ def _quantity(url: str) -> int:
     """Input tokens of the month, by the line items."""
     from meterline.transforms import clickhouse
 
-    sql = "SELECT toString(max(quantity_to)) AS reached FROM line_items FINAL WHERE meter_id = 'input_tokens' GROUP BY rating_key_id"
+    sql = """SELECT toString(max(quantity_to)) AS reached FROM line_items FINAL
+             WHERE meter_id = 'input_tokens' GROUP BY rating_key_id"""
     return sum(int(text.partition(".")[0]) for text in clickhouse.query(url, sql)["reached"].to_pylist())
 
 
@@ -130,11 +132,11 @@ def show(report: dict[str, Any]) -> None:
     from rich.table import Table
 
     table = Table(title=f"the last day of a month, {report['events']:,} events")
-    for name in ("archived in the month", "CPU s", "wall s", "memory MB"):
+    for name in ("archived in the month", "line items written", "CPU s", "wall s", "memory MB"):
         table.add_column(name, justify="right")
     for archived, cost in ((0, report["without"]), (report["archived"], report["with"])):
         seconds = (f"{cost['cpu_seconds']:.1f}", f"{cost['wall_seconds']:.1f}")
-        table.add_row(f"{archived:,}", *seconds, f"{cost['memory_bytes'] / 1e6:,.0f}")
+        table.add_row(f"{archived:,}", f"{cost['line_items']:,}", *seconds, f"{cost['memory_bytes'] / 1e6:,.0f}")
     more = report["with"]["cpu_seconds"] - report["without"]["cpu_seconds"]
     bytes_each = (report["with"]["memory_bytes"] - report["without"]["memory_bytes"]) / report["archived"]
     console = Console(width=None if sys.stdout.isatty() else 100)

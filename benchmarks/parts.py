@@ -1,4 +1,4 @@
-"""What single parts of Meterline cost: state, late events, inserts, reading the archive, a small file. See README.md."""
+"""What parts of Meterline cost: state, late events, inserts, reading the archive, a small file. See README.md."""
 
 from __future__ import annotations
 
@@ -124,14 +124,18 @@ def late_event(folder: Path) -> dict[str, float]:
         return next(keyed for keyed in found.items() if b"input_tokens" in keyed[0])
 
     rating = rate._RateFn()
+
+    def rated(event: tuple[bytes, list[bytes]]) -> tuple[float, list[Any]]:
+        state = _State()
+        list(rating.process(whole, prices, state))
+        return cpu_seconds(lambda: list(rating.process(event, prices, state)))
+
     costs: dict[str, list[float]] = {"in time": [], "late": []}
     written = {}
     whole, last, first = usage(range(744), "whole"), usage([743], "last"), usage([0], "first")
     for _ in range(15):
         for name, event in (("in time", last), ("late", first)):
-            state = _State()
-            list(rating.process(whole, prices, state))
-            cpu, items = cpu_seconds(lambda: list(rating.process(event, prices, state)))
+            cpu, items = rated(event)
             costs[name].append(cpu)
             written[name] = len(items)
     assert written == {"in time": 1, "late": 744}, written

@@ -85,7 +85,7 @@ def main() -> None:
         f"{options.events:,} events from the file to packed usage: {walls['one']:.1f} s in one process, "
         f"{walls['two']:.1f} s in two ({report['times_faster']:.2f} times as fast; "
         f"CPU {cpus['one']:.1f} s and {cpus['two']:.1f} s); "
-        f"{report['duplicates_across']:,} duplicates lie in different halves, so that only an exchange by shard finds them"
+        f"{report['duplicates_across']:,} duplicates lie in different halves: only an exchange by shard finds them"
     )
     if options.json:
         options.json.write_text(json.dumps(report, indent=2) + "\n")
