@@ -123,20 +123,21 @@ def _in_a_child(peer: Peer, source: Path, folder: Path) -> dict[str, Any]:
 
 def compare(events: int, elementwise_events: int, peers: tuple[Peer, ...], folder: Path) -> dict[str, Any]:
     """What each peer costs; ends the program where one stored something else than was generated, or than Meterline."""
-    costs: dict[str, Any] = {}
+    costs: list[dict[str, Any]] = []
     content: dict[tuple[str, int], dict[str, Any]] = {}
+
+    def measure(peer: Peer, size: int) -> None:
+        source, expected = _events(folder, size, peer.format)
+        told = _in_a_child(peer, source, folder)
+        # Meterline comes first on each input.
+        _verify(peer, told, expected, content.setdefault((peer.format, size), told["content"]))
+        costs.append({"peer": peer.module, "label": peer.label, "format": peer.format, "events": size, **told["cost"]})
+
     for peer in peers:
         size = min(events, elementwise_events) if peer.module == "elementwise_beam" else events
-        source, expected = _events(folder, size, peer.format)
-        if (peer.format, size) not in content:
-            reference = Peer("Meterline", "meterline", peer.format)
-            told = _in_a_child(reference, source, folder)
-            _verify(reference, told, expected, told["content"])
-            content[peer.format, size] = told["content"]
-        if peer.module != "meterline":
-            told = _in_a_child(peer, source, folder)
-            _verify(peer, told, expected, content[peer.format, size])
-        costs[peer.name] = {"label": peer.label, "events": size, **told["cost"]}
+        if (peer.format, size) not in content and peer.module != "meterline":
+            measure(Peer("Meterline", "meterline", peer.format), size)
+        measure(peer, size)
     return {"events": events, "bytes": _events(folder, events, "ndjson")[0].stat().st_size, "peers": costs}
 
 
@@ -168,11 +169,11 @@ def show(report: dict[str, Any]) -> None:
     table = Table(title=f"{report['events']:,} events, {report['bytes'] / 1e6:,.0f} MB of NDJSON, one core")
     for name in ("", "M events / CPU s", "× Meterline", "CPU s", "of it start", "wall s", "memory MB"):
         table.add_column(name, justify="right" if name else "left")
-    base: float | None = None
-    for cost in report["peers"].values():
+    bases: dict[tuple[str, int], float] = {}
+    for cost in report["peers"]:
         rate = cost["events"] / cost["cpu_seconds"]
-        base = base or rate
-        label = cost["label"] + (f" ({cost['events']:,} events)" if cost["events"] != report["events"] else "")
+        base = bases.setdefault((cost["format"], cost["events"]), rate)
+        label = cost["label"] + _few(cost, report)
         seconds = [f"{cost[name]:.1f}" for name in ("cpu_seconds", "start_cpu_seconds", "wall_seconds")]
         table.add_row(label, f"{rate / 1e6:.3f}", f"{rate / base:.2f}", *seconds, f"{cost['memory_bytes'] / 1e6:,.0f}")
     console = Console(width=None if sys.stdout.isatty() else 120)
@@ -180,23 +181,27 @@ def show(report: dict[str, Any]) -> None:
     console.print("line items, archive and rejects are the same in all of them, but for their ids")
 
 
+def _few(cost: dict[str, Any], report: dict[str, Any]) -> str:
+    return f", {cost['events']:,} events" if cost["events"] != report["events"] else ""
+
+
 def chart(report: dict[str, Any]) -> str:
     """Bars of events per CPU second, as SVG in colours that show on white and on black."""
-    rates = [(cost["label"], cost["events"] / cost["cpu_seconds"]) for cost in report["peers"].values()]
-    longest = max(rate for _, rate in rates)
-    title = f"Thousand events per CPU second, {report['events'] / 1e6:g} million events to line items and archive"
+    peers = report["peers"]
+    rates = [cost["events"] / cost["cpu_seconds"] for cost in peers]
+    title = f"Thousand events per CPU second: {report['events'] / 1e6:g} million events to line items and archive"
     parts = [f'<text x="0" y="16" font-weight="bold">{title}</text>']
-    for place, (label, rate) in enumerate(rates):
-        top = 30 + 30 * place
-        width = 430 * rate / longest
-        colour = "#e8590c" if label.startswith("Meterline") else "#868e96"
+    for place, (cost, rate) in enumerate(zip(peers, rates)):
+        top, width = 30 + 30 * place, 400 * rate / max(rates)
+        colour = "#e8590c" if cost["label"].startswith("Meterline") else "#6e7781"
         parts += [
-            f'<text x="190" y="{top + 16}" text-anchor="end">{label}</text>',
+            f'<text x="190" y="{top + 16}" text-anchor="end">{cost["label"]}</text>',
             f'<rect x="200" y="{top}" width="{width:.1f}" height="22" rx="2" fill="{colour}"/>',
-            f'<text x="{208 + width:.1f}" y="{top + 16}">{rate / 1e3:,.0f}</text>',
+            f'<text x="{208 + width:.1f}" y="{top + 16}">{rate / 1e3:,.0f}{_few(cost, report)}</text>',
         ]
-    size = f'width="720" height="{40 + 30 * len(rates)}" viewBox="0 0 720 {40 + 30 * len(rates)}"'
-    style = 'font-family="system-ui, sans-serif" font-size="13" fill="#868e96"'
+    height = 40 + 30 * len(peers)
+    size = f'width="720" height="{height}" viewBox="0 0 720 {height}"'
+    style = 'font-family="system-ui, sans-serif" font-size="13" fill="#6e7781"'
     body = "\n  ".join(parts)
     return f'<svg xmlns="http://www.w3.org/2000/svg" {size} {style} role="img">\n  {body}\n</svg>\n'
 
