@@ -182,7 +182,7 @@ def show(report: dict[str, Any]) -> None:
 
 
 def _few(cost: dict[str, Any], report: dict[str, Any]) -> str:
-    return f", {cost['events']:,} events" if cost["events"] != report["events"] else ""
+    return f" (of {cost['events']:,} events)" if cost["events"] != report["events"] else ""
 
 
 def chart(report: dict[str, Any]) -> str:
