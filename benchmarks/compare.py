@@ -213,7 +213,7 @@ def main() -> None:
     parser.add_argument(
         "--elementwise-events", type=int, default=200_000, help="of them for Beam event by event (default: %(default)s)"
     )
-    parser.add_argument("--only", action="append", metavar="MODULE", help="these peers only, and Meterline")
+    parser.add_argument("--only", action="append", choices=[one.name for one in PEERS], help="this peer and Meterline")
     parser.add_argument("--json", type=Path, help="write the figures to this file too")
     parser.add_argument("--svg", type=Path, help="draw them to this file")
     parser.add_argument("--task", nargs=4, help=argparse.SUPPRESS)
@@ -224,7 +224,7 @@ def main() -> None:
         return
     folder = Path(tempfile.gettempdir()) / "meterline-bench"
     folder.mkdir(exist_ok=True)
-    peers = tuple(one for one in PEERS if not options.only or one.module in ("meterline", *options.only))
+    peers = tuple(one for one in PEERS if not options.only or one.name in options.only)
     report = compare(options.events, options.elementwise_events, peers, folder)
     show(report)
     if options.json:
