@@ -37,6 +37,8 @@ format: $(READY)  ## rewrite the code in the project's format
 
 bench: $(READY)  ## print the numbers we defend
 	$(BIN)/python benchmarks/main_job.py
+	$(BIN)/python benchmarks/compare.py
+	$(BIN)/python benchmarks/parts.py
 
 dev: $(READY)  ## only install, for work on the code
 	@echo "Ready: source $(VENV)/bin/activate"

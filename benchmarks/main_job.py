@@ -91,11 +91,11 @@ def run_job(source: str, url: str) -> dict[str, Any]:
         "whole": asdict(Cost(used.ru_utime + used.ru_stime, used.ru_maxrss * 1024)),
         "wall_seconds": time.perf_counter() - start,
         "counters": counters,
-        "stored": _stored(url),
+        "stored": stored(url),
     }
 
 
-def _stored(url: str) -> dict[str, Any]:
+def stored(url: str) -> dict[str, Any]:
     """What stands in the tables in the end."""
     from meterline.transforms import clickhouse
 

@@ -73,7 +73,9 @@ LINES = b"".join(record + b"\n" for record in THREE)
         pytest.param(b"\n\r\n" + LINES.replace(b"\n", b"\n\n \t\n") + b"\n", id="blank lines"),
         pytest.param(b"\xef\xbb\xbf" + LINES, id="byte order mark"),
         pytest.param(gzip.compress(LINES), id="gzip"),
-        pytest.param(gzip.compress(b"", mtime=0) + gzip.compress(LINES[:5]) + gzip.compress(LINES[5:]), id="gzip in members"),
+        pytest.param(
+            gzip.compress(b"", mtime=0) + gzip.compress(LINES[:5]) + gzip.compress(LINES[5:]), id="gzip in members"
+        ),
         pytest.param(zstandard.compress(LINES), id="zstd"),
         pytest.param(
             zstandard.compress(LINES[:9]) + zstandard.compress(b"") + zstandard.compress(LINES[9:]), id="zstd in frames"
@@ -91,7 +93,8 @@ def test_each_record_once(file: File, content: bytes, block_bytes: int, monkeypa
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"\n", b" \r\n\n", b"\xef\xbb\xbf", gzip.compress(b"", mtime=0), zstandard.compress(b""), b"[]", b" [ ] \n"]
+    "content",
+    [b"", b"\n", b" \r\n\n", b"\xef\xbb\xbf", gzip.compress(b"", mtime=0), zstandard.compress(b""), b"[]", b" [ ] \n"],
 )
 def test_nothing_is_read_from_an_empty_file(file: File, content: bytes) -> None:
     assert records_of(file(content)) == []
