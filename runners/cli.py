@@ -7,6 +7,7 @@ used (arguments, catalog, files); 3 ClickHouse cannot be used; 4 done, but event
 
 from __future__ import annotations
 
+import gc
 import importlib.metadata
 import json
 import logging
@@ -458,6 +459,8 @@ def _catalog(folder: Path) -> Catalog:
 
 def main() -> None:
     """Run the command; a user's mistake is a sentence and an exit code, never a traceback."""
+    # Until a job runs (runners.direct): modules are loaded, and nothing of them can be collected.
+    gc.disable()
     # What goes wrong in a stage is told once, below; Beam would print it with its own traceback.
     logging.getLogger("apache_beam").setLevel(logging.CRITICAL)
     logging.getLogger().setLevel(logging.CRITICAL)

@@ -35,6 +35,18 @@ def referenced(values: pa.Array) -> pa.DictionaryArray:
     return pa.DictionaryArray.from_arrays(pa.array(np.arange(len(values), dtype=np.int32)), values)
 
 
+def pieces(data: bytes, starts: np.ndarray, ends: np.ndarray) -> pa.DictionaryArray:
+    """A column whose rows refer to pieces of a text, which stand in it in order; no byte is copied.
+
+    What lies between two pieces is a value too, which no row refers to.
+    """
+    bounds = np.empty(2 * len(starts), np.int32)
+    bounds[::2], bounds[1::2] = starts, ends
+    buffers = [None, pa.py_buffer(bounds), pa.py_buffer(data)]
+    values = pa.Array.from_buffers(pa.binary(), max(2 * len(starts) - 1, 0), buffers)
+    return pa.DictionaryArray.from_arrays(pa.array(np.arange(0, 2 * len(starts), 2, dtype=np.int32)), values)
+
+
 def distinct(numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Where each different number stands first, in this order, and which of them each row has.
 

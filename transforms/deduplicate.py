@@ -140,10 +140,15 @@ class Seen:
         came = np.empty(len(identities), _SEEN)
         came["high"], came["low"], came["content"] = identity_columns(identities)
         # The sort is stable, so the first of each id is the one that came first.
-        order = np.lexsort((came["low"], came["high"]))
+        order = np.argsort(came["high"], kind="stable")
         ranked = came[order]
+        same_high, same_low = (ranked[part][1:] == ranked[part][:-1] for part in ("high", "low"))
+        if (same_high & ~same_low).any():  # Rare: two ids with the same 64 bits.
+            order = np.lexsort((came["low"], came["high"]))
+            ranked = came[order]
+            same_high, same_low = (ranked[part][1:] == ranked[part][:-1] for part in ("high", "low"))
         starts = np.ones(len(came), bool)
-        starts[1:] = (ranked["high"][1:] != ranked["high"][:-1]) | (ranked["low"][1:] != ranked["low"][:-1])
+        starts[1:] = ~(same_high & same_low)
         firsts = ranked[starts]
         new = np.ones(len(firsts), bool)
         first_content = firsts["content"].copy()

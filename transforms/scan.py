@@ -42,7 +42,7 @@ from meterline.schemas.event import (
 )
 from meterline.schemas.voids import VOID_TYPE
 from meterline.transforms.blocks import Records, binary_column, compiled
-from meterline.transforms.columns import referenced, symbols
+from meterline.transforms.columns import pieces, symbols
 
 FUTURE_TOLERANCE = timedelta(hours=1)
 _US = timedelta(microseconds=1)
@@ -161,7 +161,7 @@ class Scanner:
             if slow.events.num_rows or not found:
                 found.append(slow)
         events, places = _in_order([one for one in found if one.events.num_rows] or found[:1])
-        payload = referenced(binary_column(block.data, block.starts[places], block.ends[places], pa.binary()))
+        payload = pieces(block.data, block.starts[places], block.ends[places])
         return Scanned(
             events.append_column("payload", payload).select(self.shape.schema.names), places, sorted(rejected)
         )
