@@ -150,7 +150,8 @@ def _magic(head: bytes) -> str | None:
     for name, start in (("gzip", b"\x1f\x8b"), ("zstd", b"\x28\xb5\x2f\xfd"), ("parquet", b"PAR1")):
         if head.startswith(start):
             return name
-    return None
+    # A zstd file may begin with a frame to be skipped: pzstd puts one before each of its own.
+    return "zstd" if re.match(rb"[\x50-\x5f]\x2a\x4d\x18", head) else None
 
 
 # --- JSON ---------------------------------------------------------------------------------------
@@ -211,14 +212,23 @@ def _json(file: IO[bytes], compression: str | None, part: Part) -> Iterator[tupl
     chunks = _chunks(file, compression, position)
     first = next(chunks, b"")
     if not part.start:
-        while len(first.strip(_BLANK)) < 4 and (more := next(chunks, b"")):
-            first += more
+        try:
+            while len(first.strip(_BLANK)) < 4 and (more := next(chunks, b"")):
+                first += more
+        except Unreadable as damage:
+            chunks = _broken(damage)
         if first.startswith(b"\xef\xbb\xbf"):
             first, position = first[3:], 3
         if first.lstrip(_BLANK)[:1] == b"[":
             yield from _array(first, chunks)
             return
     yield from _lines(first, chunks, position, part)
+
+
+def _broken(damage: Unreadable) -> Iterator[bytes]:
+    """What follows the text before the damage."""
+    raise damage
+    yield
 
 
 def _lines(first: bytes, chunks: Iterator[bytes], position: int, part: Part) -> Iterator[tuple[list[bytes], list[int]]]:
@@ -312,7 +322,9 @@ def _elements(data: bytes) -> tuple[list[bytes], bytes, bool]:
         elif found in (b"]", b"}"):
             depth -= 1
         if (found == b"," and depth == 1) or depth == 0:
-            elements.append(data[start : match.start()].strip(_BLANK))
+            element = data[start : match.start()].strip(_BLANK)
+            if element or elements or found == b",":  # an empty array has none
+                elements.append(element)
             start = match.end()
         if depth == 0:
             closed = found == b"]" and not data[start:].strip(_BLANK)
