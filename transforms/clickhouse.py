@@ -68,9 +68,9 @@ def connect(url: str) -> Client:
 
 
 def _client(url: str, settings: dict[str, int | str]) -> Client:
-    parts = urlsplit(url)
-    path = unquote(parts.netloc + parts.path)
     try:
+        parts = urlsplit(url)
+        path = unquote(parts.netloc + parts.path)
         if parts.scheme == "chdb" and path:
             return clickhouse_connect.get_client(interface="chdb", path=path, settings=dict(settings))
         if parts.scheme in ("http", "https") and parts.hostname:

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
-from typing import IO, Any, NamedTuple
+from typing import IO, Any, NamedTuple, TypeVar
 
 import apache_beam as beam
 import msgspec
@@ -36,6 +36,7 @@ PART_BYTES = 64 << 20
 MAX_KEPT_BYTES = 64 << 20
 _ROWS = 16_384
 _BLANK = b" \t\r\n"
+T = TypeVar("T")
 
 
 class Block(NamedTuple):
@@ -101,8 +102,7 @@ class _CutFn(beam.DoFn):
         # A local name may hold characters that `match` would take for a pattern.
         remote = "://" in path
         size = FileSystems.match([path])[0].metadata_list[0].size_in_bytes if remote else os.path.getsize(path)
-        with _open(path) as file:
-            head = file.read(4096)
+        head = next(_named(path, _head(path)))
         if size <= PART_BYTES or _magic(head) or head.lstrip(b"\xef\xbb\xbf" + _BLANK)[:1] in (b"[", b""):
             yield Part(path, 0, -1)
             return
@@ -113,7 +113,7 @@ class _CutFn(beam.DoFn):
 class _ReadFn(beam.DoFn):
     def process(self, part: Part, received_time: int) -> Iterator[Any]:
         try:
-            for records, positions in read_part(part):
+            for records, positions in _named(part.path, read_part(part)):
                 seen.records += len(records)
                 seen.bytes_read += sum(map(len, records)) + len(records)
                 yield Block(records, np.asarray(positions, np.int64), part.path, received_time)
@@ -140,6 +140,19 @@ def read_part(part: Part) -> Iterator[tuple[list[bytes], list[int]]]:
             yield from _parquet(file)
         else:
             yield from _json(file, magic, part)
+
+
+def _named(path: str, reading: Iterator[T]) -> Iterator[T]:
+    """What is read of a file; what keeps it from being read says which file it was."""
+    try:
+        yield from reading
+    except OSError as error:
+        raise OSError(f"{path} cannot be read: {error}") from None
+
+
+def _head(path: str) -> Iterator[bytes]:
+    with _open(path) as file:
+        yield file.read(4096)
 
 
 def _open(path: str) -> IO[bytes]:
