@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import random
 import re
 import time
@@ -11,6 +12,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import lru_cache, partial
 from importlib import resources
+from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 from urllib.parse import unquote, urlsplit
 
@@ -72,6 +74,7 @@ def _client(url: str, settings: dict[str, int | str]) -> Client:
         parts = urlsplit(url)
         path = unquote(parts.netloc + parts.path)
         if parts.scheme == "chdb" and path:
+            _check_folder(Path(path))
             return clickhouse_connect.get_client(interface="chdb", path=path, settings=dict(settings))
         if parts.scheme in ("http", "https") and parts.hostname:
             return clickhouse_connect.get_client(
@@ -90,6 +93,19 @@ def _client(url: str, settings: dict[str, int | str]) -> Client:
     raise DatabaseError(f"expected chdb://PATH or http(s)://user:password@host:8123/database, got {redacted(url)!r}")
 
 
+def _check_folder(folder: Path) -> None:
+    """Raises OSError where no database can be; the engine would say that another process holds the folder."""
+    place = folder
+    while not place.exists() and place != place.parent:
+        place = place.parent
+    if not place.is_dir():
+        raise NotADirectoryError(f"{place} is no folder")
+    held = [place, *(folder / name for name in ("status", "store") if (folder / name).exists())]
+    for one in held:
+        if not os.access(one, os.W_OK):
+            raise PermissionError(f"{one} cannot be written to, which the embedded engine needs even to read")
+
+
 def _cause(error: Exception) -> str:
     """What keeps a client from connecting, in the user's words where the cause is common."""
     text = str(error)
@@ -103,7 +119,7 @@ def _cause(error: Exception) -> str:
 def first_line(error: BaseException) -> str:
     """What an error says, without the server's stack trace."""
     text = str(error).strip() or type(error).__name__
-    return re.sub(r"\s*\(version [^)]*\)", "", text.splitlines()[0])[:500]
+    return re.sub(r"\s*\(version [^)]*\)|, Stack trace \(when copying.*", "", text.splitlines()[0])[:500]
 
 
 # --- tables -------------------------------------------------------------------------------------
