@@ -182,7 +182,9 @@ def migrate(url: str) -> list[Migration]:
             continue
         _guarded(url, lambda: client.command(_LEDGER))
         for statement in filter(None, map(_without_comments, one.sql.split(";\n"))):
-            _guarded(url, partial(client.command, statement))
+            # A migration that was broken off left some of its tables, and no row; it is applied again from its start.
+            again = re.sub(r"^CREATE TABLE (?!IF NOT)", "CREATE TABLE IF NOT EXISTS ", statement)
+            _guarded(url, partial(client.command, again))
         row = [one.number, one.name, one.checksum, datetime.now(UTC)]
         columns = ["number", "name", "checksum", "applied_at"]
         _guarded(url, partial(client.insert, "schema_migrations", [row], columns))
