@@ -307,6 +307,35 @@ def test_a_query_can_neither_write_a_table_nor_a_file(sql: str, meterline: Comma
     assert clickhouse.query(meterline.url, "SELECT count() AS n FROM runs").column("n")[0].as_py() == 0
 
 
+@pytest.mark.parametrize(
+    "sql",
+    ["SELECT * FROM file('{}', 'LineAsString')", "SELECT file('{}')", "SELECT * FROM `{}`", "SELECT * FROM '{}' AS t",
+     "SELECT 1 FROM line_items AS l, default.`{}`", "DESCRIBE TABLE file('{}')", "SELECT (SELECT * FROM fi/**/le('{}'))",
+     "WITH x AS (SELECT * FROM`file`('{}', 'LineAsString')) SELECT * FROM x", "SELECT * FROM url('file://{}', 'LineAsString')",
+     "EXPLAIN SELECT * FROM file('{}')", "SELECT 1; SELECT * FROM file('{}')", "SELECT * FROM executable('cat {}', 'TSV', 'a String')",
+     "SELECT * FROM filesystem('{}')", "SELECT * FROM remote('127.0.0.1', system.one)"],
+)  # fmt: skip
+@pytest.mark.parametrize("format", ["csv", "table"])
+def test_a_query_reads_nothing_but_the_database(sql: str, format: str, meterline: Command, tmp_path: Path) -> None:
+    secret = written(tmp_path, "secret.csv", b"secret\n")
+    said = meterline("query", sql.format(secret), "--clickhouse", meterline.url, "--format", format)
+    assert said.code == 3
+    assert said.out == ""
+    assert "ClickHouse at" in said.err or "reads from elsewhere" in said.err
+    assert "secret\n" not in said.err
+
+
+@pytest.mark.parametrize(
+    "sql",
+    ["WITH x AS (SELECT 1 AS a) SELECT * FROM x AS y JOIN numbers(3) AS n ON n.number = y.a;", "SHOW TABLES",
+     "SELECT count() FROM default.line_items AS l FINAL, system.one", "DESCRIBE line_items", "EXPLAIN SELECT 'file(1)' AS `url(x)`",
+     "SELECT format('{{}}', 'a'), merge FROM (SELECT 1 AS merge) -- file()"],
+)  # fmt: skip
+def test_a_query_may_be_any_of_the_database(sql: str, meterline: Command) -> None:
+    said = meterline("query", sql, "--clickhouse", meterline.url, "--format", "csv")
+    assert said.code == 0, said.err
+
+
 def test_names_of_columns_are_shown_as_they_are(meterline: Command) -> None:
     said = meterline("query", "SELECT 1 AS `[/red]`", "--clickhouse", meterline.url)
     assert said.code == 0
