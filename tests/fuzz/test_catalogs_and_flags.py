@@ -48,8 +48,10 @@ def refused(said: Said, code: int, *words: str) -> None:
 # --- catalogs -----------------------------------------------------------------------------------
 
 ODD: list[Any] = [
-    *(None, "", "x", "~", "null", "true", "no", "0", "-1", "1e3", "0.1", "1" * 40, "NaN", ".inf", "0x1F", "1:30", "2026-10-01"),
-    *("x" * 101, "x" * 10_000, "ü", "a b", "a.b", "../x", "\u202e", "{", "&a", "*a", "!!python/object:os.system", "|", "- x"),
+    *(None, "", "x", "~", "null", "true", "no", "0", "-1", "1e3", "0.1", "1" * 40, "NaN", ".inf", "0x1F", "1:30",
+      "2026-10-01"),
+    *("x" * 101, "x" * 10_000, "ü", "a b", "a.b", "../x", "\u202e", "{", "&a", "*a", "!!python/object:os.system",
+      "|", "- x"),
     *([], {}, [[]], [{}], {"a": "b"}, ["x", "x"], {"": ""}, [None], [["x"] * 50], {"id": "x"}, ["1", {"a": []}]),
 ]  # fmt: skip
 
@@ -162,8 +164,10 @@ def test_what_is_no_catalog_is_refused(data: bytes, meterline: Command, tmp_path
 # Values of each flag, with the exit code that each leads to.
 FLAGS: dict[str, dict[str, int]] = {
     "--now": {
-        **dict.fromkeys(["", "now", "0", "2023-11-17", "2023-11-17T00:00:00", "2023-11-17T24:00:01Z", "1969-12-31T23:59:59Z"], 2),
-        **dict.fromkeys(["2200-01-01T00:00:00Z", "9999-12-31T23:59:59-23:00", "0001-01-01T00:00:00+23:00", "\x1b[31m", "Z"], 2),
+        **dict.fromkeys(["", "now", "0", "2023-11-17", "2023-11-17T00:00:00", "2023-11-17T24:00:01Z",
+          "1969-12-31T23:59:59Z"], 2),
+        **dict.fromkeys(["2200-01-01T00:00:00Z", "9999-12-31T23:59:59-23:00", "0001-01-01T00:00:00+23:00",
+          "\x1b[31m", "Z"], 2),
         **dict.fromkeys(["9" * 100_000, "\udcff", "2023-11-17T00:00:00+99:00", "2023-02-30T00:00:00Z", "[/red]"], 2),
         **dict.fromkeys(["2023-11-17T00:00:00.123456789Z", "2023-11-17T23:59:59-12:00", "2199-12-31T23:59:59Z"], 0),
     },
@@ -171,13 +175,18 @@ FLAGS: dict[str, dict[str, int]] = {
         **dict.fromkeys(["", "-1", "36501", "1e2", "abc", "0x10", "1.5", "9" * 5000, "\udcff", "[red]", "--json"], 2),
         **dict.fromkeys(["1", "36500", "007"], 0),
     },
-    "--input": dict.fromkeys(["", "nowhere", "/", ".", "[", "**/nothing", "\udcff", "nowhere\n", "/dev/null", "foo://x", "://",
-                              "nosuchfile://host/x", "~", "x" * 300, "x/" * 3000, "/dev/null/x", "\x1b[31m", "[/red]"], 2),
-    "--catalog": dict.fromkeys(["nowhere", "/dev/null", "\udcff", "x" * 300, "/dev/null/x", "[/red]", "/proc/self/mem"], 2),
+    "--input": dict.fromkeys(["", "nowhere", "/", ".", "[", "**/nothing", "\udcff", "nowhere\n", "/dev/null",
+      "foo://x", "://",
+                              "nosuchfile://host/x", "~", "x" * 300, "x/" * 3000, "/dev/null/x", "\x1b[31m",
+                                "[/red]"], 2),
+    "--catalog": dict.fromkeys(["nowhere", "/dev/null", "\udcff", "x" * 300, "/dev/null/x", "[/red]",
+      "/proc/self/mem"], 2),
     "--clickhouse": dict.fromkeys(["", "x", "chdb:", "chdb://", "mysql://x", "http://", "http://:80", "http://[::1",
                                    "http://127.0.0.1:99999", "http://127.0.0.1:-1", "http://127.0.0.1:x", "://", "http://[x]",
-                                   "http://127.0.0.1:9", "https://u:secret@127.0.0.1:9/db", "\udcff", "http://\udcff/", "[/red]",
-                                   "http://127.0.0.1:9/%zz", "http://a b:9", "http://u:sec:ret@127.0.0.1:9/a/b", "chdb", "//x"], 3),
+                                   "http://127.0.0.1:9", "https://u:secret@127.0.0.1:9/db", "\udcff",
+                                     "http://\udcff/", "[/red]",
+                                   "http://127.0.0.1:9/%zz", "http://a b:9", "http://u:sec:ret@127.0.0.1:9/a/b",
+                                     "chdb", "//x"], 3),
     "--nothing": {"x": 2},
     "--json=x": {"": 2},
     "--period": {"2026-10": 2},

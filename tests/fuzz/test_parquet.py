@@ -49,8 +49,10 @@ TOKENS: list[tuple[Any, pa.DataType]] = [
     (None, pa.int32()),
 ]
 MORE: list[tuple[Any, pa.DataType]] = [
-    *((1, pa.int32()), (2**31, pa.int64()), ("x", pa.string()), (b"x", pa.binary()), (True, pa.bool_()), (None, pa.null())),
-    *(([1, None], pa.list_(pa.int32())), ({"a": 1}, pa.struct({"a": pa.int8()})), ([("a", 1)], pa.map_(pa.string(), pa.int8()))),
+    *((1, pa.int32()), (2**31, pa.int64()), ("x", pa.string()), (b"x", pa.binary()), (True, pa.bool_()), (None,
+      pa.null())),
+    *(([1, None], pa.list_(pa.int32())), ({"a": 1}, pa.struct({"a": pa.int8()})), ([("a", 1)], pa.map_(pa.string(),
+      pa.int8()))),
     *((MOMENT, pa.timestamp("ns", "UTC")), (MOMENT.date(), pa.date64()), (MOMENT.time(), pa.time64("us"))),
     *((1.5, pa.float64()), (1.5, pa.float16()), ([1.5], pa.list_(pa.float32()))),
 ]  # fmt: skip

@@ -310,9 +310,12 @@ def test_a_query_can_neither_write_a_table_nor_a_file(sql: str, meterline: Comma
 @pytest.mark.parametrize(
     "sql",
     ["SELECT * FROM file('{}', 'LineAsString')", "SELECT file('{}')", "SELECT * FROM `{}`", "SELECT * FROM '{}' AS t",
-     "SELECT 1 FROM line_items AS l, default.`{}`", "DESCRIBE TABLE file('{}')", "SELECT (SELECT * FROM fi/**/le('{}'))",
-     "WITH x AS (SELECT * FROM`file`('{}', 'LineAsString')) SELECT * FROM x", "SELECT * FROM url('file://{}', 'LineAsString')",
-     "EXPLAIN SELECT * FROM file('{}')", "SELECT 1; SELECT * FROM file('{}')", "SELECT * FROM executable('cat {}', 'TSV', 'a String')",
+     "SELECT 1 FROM line_items AS l, default.`{}`", "DESCRIBE TABLE file('{}')",
+       "SELECT (SELECT * FROM fi/**/le('{}'))",
+     "WITH x AS (SELECT * FROM`file`('{}', 'LineAsString')) SELECT * FROM x",
+       "SELECT * FROM url('file://{}', 'LineAsString')",
+     "EXPLAIN SELECT * FROM file('{}')", "SELECT 1; SELECT * FROM file('{}')",
+       "SELECT * FROM executable('cat {}', 'TSV', 'a String')",
      "SELECT * FROM filesystem('{}')", "SELECT * FROM remote('127.0.0.1', system.one)"],
 )  # fmt: skip
 @pytest.mark.parametrize("format", ["csv", "table"])
@@ -328,7 +331,8 @@ def test_a_query_reads_nothing_but_the_database(sql: str, format: str, meterline
 @pytest.mark.parametrize(
     "sql",
     ["WITH x AS (SELECT 1 AS a) SELECT * FROM x AS y JOIN numbers(3) AS n ON n.number = y.a;", "SHOW TABLES",
-     "SELECT count() FROM default.line_items AS l FINAL, system.one", "DESCRIBE line_items", "EXPLAIN SELECT 'file(1)' AS `url(x)`",
+     "SELECT count() FROM default.line_items AS l FINAL, system.one", "DESCRIBE line_items",
+       "EXPLAIN SELECT 'file(1)' AS `url(x)`",
      "SELECT format('{{}}', 'a'), merge FROM (SELECT 1 AS merge) -- file()"],
 )  # fmt: skip
 def test_a_query_may_be_any_of_the_database(sql: str, meterline: Command) -> None:
