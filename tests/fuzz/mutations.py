@@ -169,6 +169,16 @@ def escaped(rng: Random, record: bytes) -> bytes:
     )
 
 
+def stretched(rng: Random, record: bytes) -> bytes:
+    """A string gets as long as some attribute may be, or a character longer."""
+    found = [match for match in _TOKEN.finditer(record) if match[0][:1] == b'"']
+    if not found:
+        return put_in(rng, record)
+    token = rng.choice(found)
+    length = rng.choice([100, 101, 256, 257, 512, 513, 1024, 1025]) - len(token[0][1:-1].decode("utf-8", "replace"))
+    return record[: token.end() - 1] + rng.choice(["x", "0", "é", "😀"]).encode() * length + record[token.end() - 1 :]
+
+
 def swapped(rng: Random, record: bytes) -> bytes:
     """Two tokens change places."""
     found = list(_TOKEN.finditer(record))
@@ -213,14 +223,14 @@ def wrapped(rng: Random, record: bytes) -> bytes:
 
 RECORDS: list[Mutation] = [
     *(other_token, other_token, other_token, other_number, other_number, other_number, pair_twice, pair_twice),
-    *(more_pair, more_pair, other_name, escaped, escaped, swapped, encoded, wrapped),
+    *(more_pair, stretched, stretched, other_name, escaped, escaped, swapped, encoded, wrapped),
 ]  # fmt: skip
 
 
 def mutated(rng: Random, record: bytes) -> bytes:
     """A record that one to three mutations have spoilt, or not."""
-    for _ in range(rng.choice([1, 1, 1, 2, 3])):
-        record = rng.choice(RECORDS if rng.random() < 0.75 else BYTES)(rng, record)
+    for _ in range(rng.choice([1, 1, 1, 1, 2, 3])):
+        record = rng.choice(RECORDS if rng.random() < 0.85 else BYTES)(rng, record)
     return record
 
 
