@@ -170,13 +170,14 @@ def escaped(rng: Random, record: bytes) -> bytes:
 
 
 def stretched(rng: Random, record: bytes) -> bytes:
-    """A string gets as long as some attribute may be, or a character longer."""
-    found = [match for match in _TOKEN.finditer(record) if match[0][:1] == b'"']
+    """An attribute, or another string, gets as long as some attribute may be, or a character longer."""
+    found = list(re.finditer(rb'"(?:id|source|subject|type|tenantid|x1)"\s*:\s*"([^"\\]*)"', record))
+    found = found or list(re.finditer(rb'"([^"\\]*)"', record))
     if not found:
         return put_in(rng, record)
-    token = rng.choice(found)
-    length = rng.choice([100, 101, 256, 257, 512, 513, 1024, 1025]) - len(token[0][1:-1].decode("utf-8", "replace"))
-    return record[: token.end() - 1] + rng.choice(["x", "0", "é", "😀"]).encode() * length + record[token.end() - 1 :]
+    string = rng.choice(found)
+    length = rng.choice([100, 101, 256, 257, 512, 513, 1024, 1025]) - len(string[1].decode("utf-8", "replace"))
+    return record[: string.end(1)] + rng.choice(["x", "0", "é", "😀"]).encode() * length + record[string.end(1) :]
 
 
 def swapped(rng: Random, record: bytes) -> bytes:
