@@ -7,6 +7,7 @@ used (arguments, catalog, files); 3 ClickHouse cannot be used; 4 done, but event
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import importlib.metadata
 import json
@@ -141,7 +142,7 @@ def catalog_check(
     """Report every mistake of a catalog with file and line."""
     catalog, problems = check_catalog(folder)
     if as_json:
-        print_json({"ok": not problems, "problems": [vars(one) for one in problems]})
+        print_json({"ok": not problems, "problems": [dataclasses.asdict(one) for one in problems]})
     elif problems or catalog is None:
         for problem in problems:
             err.print(str(problem), markup=False, highlight=False, soft_wrap=True)

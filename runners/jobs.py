@@ -97,8 +97,14 @@ def find_files(patterns: Sequence[str]) -> tuple[tuple[str, ...], int]:
         except (BeamIOError, ValueError, OSError) as error:
             raise InputError(f"--input {pattern}: cannot be read: {clickhouse.first_line(error)}") from None
         if not found:
-            hint = " (a folder: add /**/* or /*.ndjson)" if os.path.isdir(pattern) else ""
-            raise InputError(f"--input {pattern}: no such file{hint}")
+            if os.path.isdir(pattern):
+                raise InputError(f"--input {pattern}: no such file (a folder: add /**/* or /*.ndjson)")
+            # A pipe could be read once only, and a device has no end.
+            what = "no regular file; store its content in one first" if os.path.exists(pattern) else "no such file"
+            raise InputError(f"--input {pattern}: {what}")
+        for name in found:
+            if not name.isascii() and name != name.encode("utf-8", "replace").decode():
+                raise InputError(f"--input {pattern}: the name {name!r} is not UTF-8; rename the file")
         sizes |= found
     return tuple(sorted(sizes)), sum(sizes.values())
 

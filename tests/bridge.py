@@ -68,9 +68,9 @@ class Bridge(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def served(database: str) -> Iterator[str]:
+def served(database: str, handler: type[Bridge] = Bridge) -> Iterator[str]:
     """The URL of a server on loopback that answers for an embedded database."""
-    bridge = type("Served", (Bridge,), {"connection_": chdb.connect(database.removeprefix("chdb://"))})
+    bridge: Any = type("Served", (handler,), {"connection_": chdb.connect(database.removeprefix("chdb://"))})
     http = ThreadingHTTPServer(("127.0.0.1", 0), bridge)
     thread = threading.Thread(target=http.serve_forever, daemon=True)
     thread.start()
@@ -80,3 +80,4 @@ def served(database: str) -> Iterator[str]:
         http.shutdown()
         thread.join()
         http.server_close()
+        bridge.connection_.close()

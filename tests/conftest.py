@@ -11,6 +11,7 @@ from hypothesis import settings
 
 from meterline.transforms import clickhouse
 from tests.bridge import served
+from tests.command import Command
 
 # The oracles of the tests read time zones as the product does: from the pinned tzdata, not from the system.
 zoneinfo.reset_tzpath(to=[])
@@ -49,3 +50,8 @@ def server(database: str) -> Iterator[str]:
     """The same database behind ClickHouse's HTTP interface."""
     with served(database) as url:
         yield url
+
+
+@pytest.fixture
+def meterline(database: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Command:
+    return Command(database, monkeypatch, capfd)

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import lru_cache, partial
 from importlib import resources
+from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 from urllib.parse import unquote, urlsplit
 
@@ -70,10 +71,11 @@ def connect(url: str) -> Client:
 
 
 def _client(url: str, settings: dict[str, int | str]) -> Client:
-    parts = urlsplit(url)
-    path = unquote(parts.netloc + parts.path)
     try:
+        parts = urlsplit(url)
+        path = unquote(parts.netloc + parts.path)
         if parts.scheme == "chdb" and path:
+            _check_folder(Path(path))
             return clickhouse_connect.get_client(interface="chdb", path=path, settings=dict(settings))
         if parts.scheme in ("http", "https") and parts.hostname:
             return clickhouse_connect.get_client(
@@ -92,6 +94,19 @@ def _client(url: str, settings: dict[str, int | str]) -> Client:
     raise DatabaseError(f"expected chdb://PATH or http(s)://user:password@host:8123/database, got {redacted(url)!r}")
 
 
+def _check_folder(folder: Path) -> None:
+    """Raises OSError where no database can be; the engine would say that another process holds the folder."""
+    place = folder
+    while not place.exists() and place != place.parent:
+        place = place.parent
+    if not place.is_dir():
+        raise NotADirectoryError(f"{place} is no folder")
+    held = [place, *(folder / name for name in ("status", "store") if (folder / name).exists())]
+    for one in held:
+        if not os.access(one, os.W_OK):
+            raise PermissionError(f"{one} cannot be written to, which the embedded engine needs even to read")
+
+
 def _cause(error: Exception) -> str:
     """What keeps a client from connecting, in the user's words where the cause is common."""
     text = str(error)
@@ -105,7 +120,7 @@ def _cause(error: Exception) -> str:
 def first_line(error: BaseException) -> str:
     """What an error says, without the server's stack trace."""
     text = str(error).strip() or type(error).__name__
-    return re.sub(r"\s*\(version [^)]*\)", "", text.splitlines()[0])[:500]
+    return re.sub(r"\s*\(version [^)]*\)|, Stack trace \(when copying.*", "", text.splitlines()[0])[:500]
 
 
 # --- tables -------------------------------------------------------------------------------------
@@ -168,7 +183,9 @@ def migrate(url: str) -> list[Migration]:
             continue
         _guarded(url, lambda: client.command(_LEDGER))
         for statement in filter(None, map(_without_comments, one.sql.split(";\n"))):
-            _guarded(url, partial(client.command, statement))
+            # A migration that was broken off left some of its tables, and no row; it is applied again from its start.
+            again = re.sub(r"^CREATE TABLE (?!IF NOT)", "CREATE TABLE IF NOT EXISTS ", statement)
+            _guarded(url, partial(client.command, again))
         row = [one.number, one.name, one.checksum, datetime.now(UTC)]
         columns = ["number", "name", "checksum", "applied_at"]
         _guarded(url, partial(client.insert, "schema_migrations", [row], columns))
@@ -342,10 +359,58 @@ def _read(url: str, sql: str, ask: Callable[[Client], T]) -> T:
     _refuse_writes(sql)
     connect(url)
     try:
+        _refuse_elsewhere(url, sql)
         return _guarded(url, lambda: ask(_reader(url)))
     except DatabaseError:
         _reader.cache_clear()  # A statement that broke off leaves the embedded engine's session in disorder.
         raise
+
+
+# Table functions that read no file, server or process.
+_HARMLESS = {
+    "numbers",
+    "numbers_mt",
+    "zeros",
+    "zeros_mt",
+    "primes",
+    "generateSeries",
+    "generate_series",
+    "values",
+    "null",
+}
+_HARMLESS |= {
+    "format",
+    "generateRandom",
+    "merge",
+    "view",
+    "viewIfPermitted",
+    "viewExplain",
+    "dictionary",
+    "SQLStandardValues",
+}
+
+
+def _refuse_elsewhere(url: str, sql: str) -> None:
+    """Refuse what reads files, other servers or processes: table functions, `file`, and paths in place of tables.
+
+    ClickHouse's own parser finds them: it says the statement again in its own spelling, without comments, and its tree.
+    """
+
+    def ask(question: str) -> set[str]:
+        return {
+            row[0] for row in _guarded(url, lambda: _reader(url).query(question, parameters={"sql": sql}).result_rows)
+        }
+
+    (spelt,) = ask("SELECT formatQuerySingleLine({sql:String})")
+    functions = ask("SELECT name FROM system.table_functions") - _HARMLESS | {"file"}
+    databases = ask("SELECT name FROM system.databases")
+    for line in _guarded(url, lambda: _reader(url).raw_query(f"EXPLAIN AST {spelt}")).decode().splitlines():
+        called = re.match(r"\s*Function (\S+)", line)
+        table = re.match(r"\s*TableIdentifier (.+)", line)
+        own = table and re.fullmatch(r"(?:(\w+)\.)?\w+(?: \(.*\))?", table[1])
+        if (called and called[1] in functions) or (table and not (own and (own[1] is None or own[1] in databases))):
+            what = called[1] if called else table[1] if table else ""
+            raise DatabaseError(f"expected a query of this database alone, got {what!r}, which reads from elsewhere")
 
 
 _READS = re.compile(

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
-from typing import IO, Any, NamedTuple
+from typing import IO, Any, NamedTuple, TypeVar
 
 import apache_beam as beam
 import msgspec
@@ -37,6 +37,7 @@ PART_BYTES = 64 << 20
 MAX_KEPT_BYTES = 64 << 20
 _ROWS = 32_768
 _BLANK = b" \t\r\n"
+T = TypeVar("T")
 
 
 class Part(NamedTuple):
@@ -94,8 +95,7 @@ class _CutFn(beam.DoFn):
         # A local name may hold characters that `match` would take for a pattern.
         remote = "://" in path
         size = FileSystems.match([path])[0].metadata_list[0].size_in_bytes if remote else os.path.getsize(path)
-        with _open(path) as file:
-            head = file.read(4096)
+        head = next(_named(path, _head(path)))
         if size <= PART_BYTES or _magic(head) or head.lstrip(b"\xef\xbb\xbf" + _BLANK)[:1] in (b"[", b""):
             yield Part(path, 0, -1)
             return
@@ -106,7 +106,7 @@ class _CutFn(beam.DoFn):
 class _ReadFn(beam.DoFn):
     def process(self, part: Part, received_time: int) -> Iterator[Any]:
         try:
-            for records, positions in read_part(part):
+            for records, positions in _named(part.path, read_part(part)):
                 seen.records += len(records)
                 seen.bytes_read += int((records.ends - records.starts).sum()) + len(records)
                 yield Block(records, positions, part.path, received_time)
@@ -135,6 +135,19 @@ def read_part(part: Part) -> Iterator[tuple[Records, np.ndarray]]:
             yield from _json(file, magic, part)
 
 
+def _named(path: str, reading: Iterator[T]) -> Iterator[T]:
+    """What is read of a file; what keeps it from being read says which file it was."""
+    try:
+        yield from reading
+    except OSError as error:
+        raise OSError(f"{path} cannot be read: {error}") from None
+
+
+def _head(path: str) -> Iterator[bytes]:
+    with _open(path) as file:
+        yield file.read(4096)
+
+
 def _open(path: str) -> IO[bytes]:
     return FileSystems.open(path, compression_type=CompressionTypes.UNCOMPRESSED)
 
@@ -143,7 +156,8 @@ def _magic(head: bytes) -> str | None:
     for name, start in (("gzip", b"\x1f\x8b"), ("zstd", b"\x28\xb5\x2f\xfd"), ("parquet", b"PAR1")):
         if head.startswith(start):
             return name
-    return None
+    # A zstd file may begin with a frame to be skipped: pzstd puts one before each of its own.
+    return "zstd" if re.match(rb"[\x50-\x5f]\x2a\x4d\x18", head) else None
 
 
 # --- JSON ---------------------------------------------------------------------------------------
@@ -204,14 +218,23 @@ def _json(file: IO[bytes], compression: str | None, part: Part) -> Iterator[tupl
     chunks = _chunks(file, compression, position)
     first = next(chunks, b"")
     if not part.start:
-        while len(first.strip(_BLANK)) < 4 and (more := next(chunks, b"")):
-            first += more
+        try:
+            while len(first.strip(_BLANK)) < 4 and (more := next(chunks, b"")):
+                first += more
+        except Unreadable as damage:
+            chunks = _broken(damage)
         if first.startswith(b"\xef\xbb\xbf"):
             first, position = first[3:], 3
         if first.lstrip(_BLANK)[:1] == b"[":
             yield from _array(first, chunks)
             return
     yield from _lines(first, chunks, position, part)
+
+
+def _broken(damage: Unreadable) -> Iterator[bytes]:
+    """What follows the text before the damage."""
+    raise damage
+    yield
 
 
 def _lines(first: bytes, chunks: Iterator[bytes], position: int, part: Part) -> Iterator[tuple[Records, np.ndarray]]:
@@ -301,7 +324,9 @@ def _elements(data: bytes) -> tuple[list[bytes], bytes, bool]:
         elif found in (b"]", b"}"):
             depth -= 1
         if (found == b"," and depth == 1) or depth == 0:
-            elements.append(data[start : match.start()].strip(_BLANK))
+            element = data[start : match.start()].strip(_BLANK)
+            if element or elements or found == b",":  # an empty array has none
+                elements.append(element)
             start = match.end()
         if depth == 0:
             closed = found == b"]" and not data[start:].strip(_BLANK)

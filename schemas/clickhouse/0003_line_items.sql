@@ -26,8 +26,9 @@ CREATE TABLE line_items (
         flat_fee   Decimal(38, 18),
         amount     Decimal(38, 18)
     ),
-    event_count        UInt64                  COMMENT 'events of this line',
-    revision           UInt64                  COMMENT 'events that determine this row; the highest wins',
+    event_count        UInt64                  COMMENT 'events of this line that count',
+    voided_count       UInt64                  COMMENT 'events of this line that were voided, and count no more',
+    revision           UInt64                  COMMENT 'events that determine this row, voided ones twice; the highest wins',
     INDEX by_line_item_id line_item_id TYPE bloom_filter(0.01) GRANULARITY 1
 ) ENGINE = ReplacingMergeTree(revision)
 PARTITION BY toYYYYMM(period_start)

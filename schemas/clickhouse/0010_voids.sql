@@ -11,6 +11,3 @@ CREATE TABLE voids (
     received_time DateTime64(6, 'UTC')   COMMENT 'of the voiding event'
 ) ENGINE = ReplacingMergeTree
 ORDER BY (tenant_id, time, source, id);
-ALTER TABLE line_items ADD COLUMN voided_count UInt64 COMMENT 'events of this line that were voided, and count no more' AFTER event_count;
-ALTER TABLE line_items MODIFY COLUMN event_count UInt64 COMMENT 'events of this line that count';
-ALTER TABLE line_items MODIFY COLUMN revision UInt64 COMMENT 'events that determine this row, voided ones twice; the highest wins';

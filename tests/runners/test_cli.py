@@ -4,60 +4,19 @@ from __future__ import annotations
 
 import gzip
 import json
-import sys
 from decimal import Decimal
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 
-from meterline.runners import cli
 from meterline.runners.demo import quickstart
 from meterline.transforms import clickhouse
+from tests.command import NOW, Command
 
-NOW = "2023-11-17T00:00:00Z"
 GOOD = (
     '{"specversion":"1.0","id":"%s","source":"/gw","type":"com.example.llm.request.v1","subject":"acme-assist-chat",'
     '"time":"2023-11-16T18:30:00Z","data":{"model":"large","input_tokens":%s,"output_tokens":1}}'
 )
-
-
-class Said(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-class Command:
-    """Runs `meterline` in this process."""
-
-    def __init__(self, url: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
-        self.url, self._monkeypatch, self._capfd = url, monkeypatch, capfd
-        for console in (cli.out, cli.err):
-            monkeypatch.setattr(console, "_width", 160)
-            monkeypatch.setattr(console, "_file", None)
-
-    def __call__(self, *words: object) -> Said:
-        self._capfd.readouterr()
-        self._monkeypatch.setattr(sys, "argv", ["meterline", *map(str, words)])
-        try:
-            cli.main()
-            code: object = 0
-        except SystemExit as exit:
-            code = exit.code or 0
-        assert isinstance(code, int), code
-        captured = self._capfd.readouterr()
-        assert "Traceback" not in captured.out + captured.err
-        return Said(code, captured.out, captured.err)
-
-    def rate(self, file: Path, *words: object) -> Said:
-        catalog = quickstart() / "catalog"
-        return self("rate", "--input", file, "--catalog", catalog, "--clickhouse", self.url, "--now", NOW, *words)
-
-
-@pytest.fixture
-def meterline(database: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Command:
-    return Command(database, monkeypatch, capfd)
 
 
 def written(folder: Path, name: str, data: bytes) -> Path:
@@ -346,6 +305,39 @@ def test_a_query_can_neither_write_a_table_nor_a_file(sql: str, meterline: Comma
     assert meterline("query", sql.format(file), "--clickhouse", meterline.url, "--format", "csv").code == 3
     assert not file.exists()
     assert clickhouse.query(meterline.url, "SELECT count() AS n FROM runs").column("n")[0].as_py() == 0
+
+
+@pytest.mark.parametrize(
+    "sql",
+    ["SELECT * FROM file('{}', 'LineAsString')", "SELECT file('{}')", "SELECT * FROM `{}`", "SELECT * FROM '{}' AS t",
+     "SELECT 1 FROM line_items AS l, default.`{}`", "DESCRIBE TABLE file('{}')",
+       "SELECT (SELECT * FROM fi/**/le('{}'))",
+     "WITH x AS (SELECT * FROM`file`('{}', 'LineAsString')) SELECT * FROM x",
+       "SELECT * FROM url('file://{}', 'LineAsString')",
+     "EXPLAIN SELECT * FROM file('{}')", "SELECT 1; SELECT * FROM file('{}')",
+       "SELECT * FROM executable('cat {}', 'TSV', 'a String')",
+     "SELECT * FROM filesystem('{}')", "SELECT * FROM remote('127.0.0.1', system.one)"],
+)  # fmt: skip
+@pytest.mark.parametrize("format", ["csv", "table"])
+def test_a_query_reads_nothing_but_the_database(sql: str, format: str, meterline: Command, tmp_path: Path) -> None:
+    secret = written(tmp_path, "secret.csv", b"secret\n")
+    said = meterline("query", sql.format(secret), "--clickhouse", meterline.url, "--format", format)
+    assert said.code == 3
+    assert said.out == ""
+    assert "ClickHouse at" in said.err or "reads from elsewhere" in said.err
+    assert "secret\n" not in said.err
+
+
+@pytest.mark.parametrize(
+    "sql",
+    ["WITH x AS (SELECT 1 AS a) SELECT * FROM x AS y JOIN numbers(3) AS n ON n.number = y.a;", "SHOW TABLES",
+     "SELECT count() FROM default.line_items AS l FINAL, system.one", "DESCRIBE line_items",
+       "EXPLAIN SELECT 'file(1)' AS `url(x)`",
+     "SELECT format('{{}}', 'a'), merge FROM (SELECT 1 AS merge) -- file()"],
+)  # fmt: skip
+def test_a_query_may_be_any_of_the_database(sql: str, meterline: Command) -> None:
+    said = meterline("query", sql, "--clickhouse", meterline.url, "--format", "csv")
+    assert said.code == 0, said.err
 
 
 def test_names_of_columns_are_shown_as_they_are(meterline: Command) -> None:

@@ -642,7 +642,8 @@ def rate_key(books: Books, key: tuple[Any, ...], members: list[tuple[Event, Term
         else:
             amount = charge_for(quantity_to, price) - charge_for(quantity_from, price)
         if abs(amount) >= 10**20:
-            raise OverflowError(f"the amount {amount} of {key} is 10^20 or more")
+            books.rejects.append(("quantity_overflow", "rate", b""))
+            return
         line_items.append(
             {
                 "tenant_id": tenant,

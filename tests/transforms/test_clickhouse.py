@@ -49,3 +49,14 @@ def test_a_migration_that_was_edited_is_refused(database: str, monkeypatch: pyte
     monkeypatch.setattr(clickhouse, "migrations", lambda: tuple(edited))
     with pytest.raises(clickhouse.DatabaseError, match=r"0003_line_items.*differs"):
         clickhouse.ready(database)
+
+
+def test_a_migration_that_was_broken_off_is_applied_again(database: str) -> None:
+    client = clickhouse.connect(database)
+    last = clickhouse.migrations()[-1]
+    before = client.command("SELECT groupArray(create_table_query) FROM system.tables WHERE database = 'default'")
+    client.command(f"ALTER TABLE schema_migrations DELETE WHERE number = {last.number} SETTINGS mutations_sync = 2")
+    assert clickhouse.migrate(database) == [last]
+    assert clickhouse.migrate(database) == []
+    after = client.command("SELECT groupArray(create_table_query) FROM system.tables WHERE database = 'default'")
+    assert after == before
