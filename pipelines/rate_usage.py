@@ -16,12 +16,13 @@ from datetime import timedelta
 import apache_beam as beam
 
 from meterline.schemas.catalog import Catalog
+from meterline.transforms.archive import Span
 from meterline.transforms.attribute import AttributeEvents
 from meterline.transforms.deduplicate import DeduplicateEvents
 from meterline.transforms.meter import MeterUsage
 from meterline.transforms.rate import RateUsage
 from meterline.transforms.read import ReadFiles
-from meterline.transforms.recall import Recalled, RecallEvents, RecallSpans, Span
+from meterline.transforms.recall import RecallSpans, RecallUsage
 from meterline.transforms.validate import ValidateEvents
 from meterline.transforms.void import VoidEvents
 from meterline.transforms.write import (
@@ -71,9 +72,9 @@ def build(pipeline: beam.Pipeline, options: Options) -> None:
     if options.has_archive:
         # Behind attribute, as archived events are attributed already; before deduplicate, as they may come again.
         touching = {"events": voided.events, "touched": voided.touched}
-        recalled = touching | "Recall" >> RecallEvents(options.clickhouse)
+        recalled = touching | "Recall" >> RecallUsage(options.clickhouse, catalog)
         inputs["identities"] = recalled.identities
-        archived = _metered(recalled, catalog)
+        archived = (recalled.usage,)
     deduplicated = inputs | "Deduplicate" >> DeduplicateEvents(options.clickhouse, options.shards, options.horizon)
     fresh = deduplicated.events | "Meter" >> MeterUsage(catalog)
     rated = (fresh, *archived) | "Usage" >> beam.Flatten() | "Rate" >> RateUsage(catalog)
@@ -87,13 +88,6 @@ def build(pipeline: beam.Pipeline, options: Options) -> None:
     rejects | "Rejects" >> beam.Flatten() | "WriteRejects" >> WriteRows(options.clickhouse, {"rejects": reject_rows})
 
 
-def _metered(recalled: Recalled, catalog: beam.pvalue.AsSingleton) -> tuple[beam.PCollection[tuple[bytes, bytes]], ...]:
-    return (
-        recalled.events | "MeterArchive" >> MeterUsage(catalog),
-        recalled.voided | "MeterVoided" >> MeterUsage(catalog, voided=True),
-    )
-
-
 def rebuild(pipeline: beam.Pipeline, options: Options, spans: Sequence[Span]) -> None:
     """Rate archived events alone: what is right stays as it is, what was damaged is mended.
 
@@ -101,7 +95,7 @@ def rebuild(pipeline: beam.Pipeline, options: Options, spans: Sequence[Span]) ->
       spans: The billing periods wanted; events in them may feed others too, whose rows then know less and lose.
     """
     catalog = beam.pvalue.AsSingleton(pipeline | "Catalog" >> beam.Create([options.catalog], reshuffle=False))
-    recalled = pipeline | "Recall" >> RecallSpans(options.clickhouse, list(spans))
-    rated = _metered(recalled, catalog) | "Usage" >> beam.Flatten() | "Rate" >> RateUsage(catalog)
+    recalled = pipeline | "Recall" >> RecallSpans(options.clickhouse, catalog, list(spans))
+    rated = recalled.usage | "Rate" >> RateUsage(catalog)
     rated.line_items | "WriteLineItems" >> WriteRows(options.clickhouse, {"line_items": line_item_rows})
     rated.rejects | "WriteRejects" >> WriteRows(options.clickhouse, {"rejects": reject_rows})

@@ -27,8 +27,8 @@ from meterline.schemas.catalog import Catalog
 from meterline.schemas.event import microseconds
 from meterline.schemas.records import RatingKey
 from meterline.transforms import clickhouse
+from meterline.transforms.archive import Span
 from meterline.transforms.progress import seen
-from meterline.transforms.recall import Span
 from meterline.transforms.rules.attribution import Directory, directory
 from meterline.transforms.rules.invoicing import period_label
 

@@ -29,6 +29,8 @@ SETTINGS: dict[str, int | str] = {
     "async_insert": 0,
     # Rows of one key are made one by merges and by FINAL; to look for them in each insert too is slow.
     "optimize_on_insert": 0,
+    # Rows of one key lie in one partition, in all tables.
+    "do_not_merge_across_partitions_select_final": 1,
     # A file may hold events of more days, and so partitions, than the default of 100.
     "max_partitions_per_insert_block": 0,
     "date_time_input_format": "best_effort",

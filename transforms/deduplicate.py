@@ -23,8 +23,8 @@ from apache_beam.utils.timestamp import Duration, Timestamp
 
 from meterline.schemas.event import Reason, microseconds
 from meterline.schemas.records import RatingKey, Reject
+from meterline.transforms.archive import archived_twins
 from meterline.transforms.columns import DAY_SECONDS, utc_days
-from meterline.transforms.recall import archived_twins
 
 # Lateness that the runner allows beyond the horizon, so that it never drops what `validate` accepted.
 SLACK = timedelta(days=1)

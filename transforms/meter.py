@@ -19,7 +19,7 @@ from meterline.schemas.catalog import Aggregation, Catalog
 from meterline.schemas.records import RatingKey
 from meterline.transforms.blocks import compiled
 from meterline.transforms.columns import code_column, decimal_limbs, distinct
-from meterline.transforms.rules.aggregation import Cell, Usage, merge, voided
+from meterline.transforms.rules.aggregation import Cell, Usage, merge
 from meterline.transforms.rules.attribution import directory
 
 UsageByCell = dict[Cell, Usage]
@@ -31,31 +31,22 @@ _MAX_SLOTS = 500_000
 
 @dataclass
 class MeterUsage(beam.PTransform):
-    """Aggregate each meter's usage; what leaves is (rating key, packed usage by cell).
-
-    Args:
-      voided: Whether the events are voided ones, which are counted as such and add nothing.
-    """
+    """Aggregate each meter's usage; what leaves is (rating key, packed usage by cell)."""
 
     catalog: beam.pvalue.AsSingleton
-    voided: bool = False
 
     @no_annotations
     def expand(self, events: beam.PCollection[pa.RecordBatch]) -> beam.PCollection[tuple[bytes, bytes]]:
-        meter = beam.ParDo(_MeterFn(self.voided), self.catalog).with_output_types(tuple[bytes, bytes])
-        return events | "Meter" >> meter
+        return events | "Meter" >> beam.ParDo(_MeterFn(), self.catalog).with_output_types(tuple[bytes, bytes])
 
 
 class _MeterFn(beam.DoFn):
-    def __init__(self, voided: bool = False) -> None:
-        self._voided = voided
-
     def setup(self) -> None:
         self._totals = Totals()
 
     def process(self, events: pa.RecordBatch, catalog: Catalog) -> Iterator[tuple[bytes, bytes]]:
         aggregations = {meter.id: meter.aggregation for meter in directory(catalog).catalog.meters}
-        self._totals.add(events, aggregations, self._voided)
+        self._totals.add(events, aggregations)
         if self._totals.cells > _MAX_CELLS:
             yield from self._totals.flush()
 
@@ -72,13 +63,13 @@ class Totals:
     _by_key: dict[str, tuple[Aggregation, UsageByCell]] = field(default_factory=dict)
     cells: int = 0
 
-    def add(self, events: pa.RecordBatch, aggregations: dict[str, Aggregation], are_voided: bool = False) -> None:
+    def add(self, events: pa.RecordBatch, aggregations: dict[str, Aggregation]) -> None:
         lists = events["rating_keys"]
         starts = np.asarray(lists.offsets)
         if starts[-1] - starts[0] > _MAX_SLOTS and len(lists) > 1:
             half = len(lists) // 2
-            self.add(events.slice(0, half), aggregations, are_voided)
-            self.add(events.slice(half), aggregations, are_voided)
+            self.add(events.slice(0, half), aggregations)
+            self.add(events.slice(half), aggregations)
             return
         row = np.repeat(np.arange(len(lists)), np.diff(starts))
         keys, key = code_column(lists.flatten())
@@ -98,13 +89,12 @@ class Totals:
         by_aggregation: dict[Aggregation, list[Any]] = {}
         for place, at in enumerate(first.tolist()):
             one = parsed[key[at]]
-            aggregation = aggregations[one.meter_id]
-            if are_voided:
-                usage = voided(aggregation, counts[place])
-            else:
-                if aggregation not in by_aggregation:
-                    by_aggregation[aggregation] = slots.values(aggregation)
-                usage = Usage(counts[place], by_aggregation[aggregation][place])
+            aggregation = aggregations.get(one.meter_id)
+            if aggregation is None:  # Archived, and the catalog has the meter no more.
+                continue
+            if aggregation not in by_aggregation:
+                by_aggregation[aggregation] = slots.values(aggregation)
+            usage = Usage(counts[place], by_aggregation[aggregation][place])
             target = Cell(int(window[at]), accounts[account_of_row[row[at]]])
             _, usages = self._by_key.setdefault(keys[key[at]], (aggregation, {}))
             known = usages.get(target)
@@ -113,7 +103,7 @@ class Totals:
 
     def flush(self) -> Iterator[tuple[bytes, bytes]]:
         for text, (aggregation, usages) in self._by_key.items():
-            yield text.encode(), pack(aggregation, usages)
+            yield text.encode(), pack(aggregation, usages, since=min(usages))
         self._by_key, self.cells = {}, 0
 
 
@@ -191,20 +181,27 @@ def _whole(limbs: np.ndarray) -> list[int]:
     return [low + (high << 64) for low, high in limbs.tolist()]
 
 
-def pack(aggregation: Aggregation, usages: UsageByCell) -> bytes:
-    """Usage by cell as bytes: what crosses the shuffle, and the state of `rate`."""
+def pack(aggregation: Aggregation, usages: UsageByCell, since: Cell | None = None) -> bytes:
+    """Usage by cell as bytes: what crosses the shuffle, and the state of `rate`.
+
+    Args:
+      since: The first cell whose line item must be written, as those of all cells after it; none for none.
+    """
     rows = [
         (*cell, usage.event_count, usage.voided_count, _packed_value(aggregation, usage.value))
         for cell, usage in sorted(usages.items())
     ]
-    return msgspec.msgpack.encode(rows)
+    return msgspec.msgpack.encode((rows, since))
 
 
-def unpack(aggregation: Aggregation, packed: bytes) -> UsageByCell:
-    return {
+def unpack(aggregation: Aggregation, packed: bytes) -> tuple[UsageByCell, Cell | None]:
+    """What was packed: the usage, and `since`."""
+    rows, since = msgspec.msgpack.decode(packed)
+    usages = {
         Cell(window, account): Usage(count, _unpacked_value(aggregation, value), voided_count)
-        for window, account, count, voided_count, value in msgspec.msgpack.decode(packed)
+        for window, account, count, voided_count, value in rows
     }
+    return usages, Cell(*since) if since else None
 
 
 def _packed_value(aggregation: Aggregation, value: Any) -> Any:

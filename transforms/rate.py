@@ -32,7 +32,7 @@ class Rated(NamedTuple):
 
 @dataclass
 class RateUsage(beam.PTransform):
-    """Price each key's usage; a pane re-emits the cells that changed and all after them."""
+    """Price each key's usage; a pane re-emits the cells that changed, or were not written, and all after them."""
 
     catalog: beam.pvalue.AsSingleton
     pane_seconds: int = 5
@@ -77,21 +77,25 @@ class _RateFn(beam.DoFn):
         book = directory(catalog)
         aggregation = book.meters[key.meter_id].aggregation
         stored = state.read()
-        usage = unpack(aggregation, stored) if stored else {}
-        changed = []
+        usage = unpack(aggregation, stored)[0] if stored else {}
+        wanted = []
         for pane in panes:
-            for cell, more in unpack(aggregation, pane).items():
+            more, since = unpack(aggregation, pane)
+            for cell, one in more.items():
                 known = usage.get(cell)
-                usage[cell] = more if known is None else merge(aggregation, known, more)
-                changed.append(cell)
+                usage[cell] = one if known is None else merge(aggregation, known, one)
+            if since is not None:
+                wanted.append(since)
         state.write(pack(aggregation, usage))
+        if not wanted:
+            return
         priced = book.price_of(key.subscription_id, key.charge_id, key.rate_card_version) if key.charge_id else None
         if key.charge_id and priced is None:
             yield _reject(text, Reason.NO_PRICE, f"the catalog has no price any more for {text.decode()}")
             return
         try:
             # All or nothing: of a key that is rejected no line item is written.
-            items = list(line_items(key, aggregation, priced, usage, since=min(changed)))
+            items = list(line_items(key, aggregation, priced, usage, since=min(wanted)))
         except (QuantityError, MoneyError, RateCardError) as error:
             yield _reject(text, Reason.QUANTITY_OVERFLOW, str(error))
             return

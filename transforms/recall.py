@@ -1,136 +1,147 @@
-"""recall: the archived events of the billing periods that new events touch join the input.
+"""recall: what is archived of the billing periods that new events touch joins the input.
 
-State is a cache of the archive: a run that starts without state, on the day after, or after a crash, sees the events
+State is a cache of the archive: a run that starts without state, on the day after, or after a crash, counts the events
 that are stored already, and so writes the rows that one run over all events would write (docs/exactly_once.md).
+ClickHouse adds the archived events up by cell; of a rating key, what comes before the first cell that is touched, or
+whose line item is not what it should be, is folded into one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from decimal import Decimal
+from functools import cached_property
 from typing import Any, NamedTuple, Self
 
 import apache_beam as beam
 import msgspec
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
+import xxhash
 from apache_beam.metrics import Metrics
 from apache_beam.typehints.decorators import no_annotations
 
-from meterline.schemas.arrow import ATTRIBUTED
+from meterline.schemas.catalog import Aggregation, Catalog
 from meterline.schemas.event import microseconds
-from meterline.schemas.records import RatingKey
-from meterline.schemas.voids import VOID_TYPE, EventName, Void
+from meterline.schemas.records import RatingKey, rating_key_id
+from meterline.schemas.voids import EventName
 from meterline.transforms import clickhouse
-from meterline.transforms.columns import code_column, symbols, utc_days
+from meterline.transforms.archive import Span, archived_at_times_of, span_of
+from meterline.transforms.columns import code_column, utc_days
+from meterline.transforms.meter import Totals, UsageByCell, pack, unpack
+from meterline.transforms.rules.aggregation import FOLDED, Cell, Usage, cumulative, merge, quantity, scaled, voided
+from meterline.transforms.rules.attribution import directory
 
-
-class Span(NamedTuple):
-    """Seconds [start, end) in which an account's archived events are wanted."""
-
-    tenant_id: str
-    billing_account_id: str
-    start: int
-    end: int
+_HOUR = 3_600
+_TRIES = 5
+# Accounts that are read at once: what a worker holds in memory.
+_ACCOUNTS = 250
 
 
 class Touched(NamedTuple):
-    """What some events touch: billing periods, (tenant, UTC day), and the events that they void."""
+    """What some events touch: rating keys, each with the first second, (tenant, UTC day), and the events that they
+    void; and further billing periods, of which all is wanted that is not written as it should be."""
 
+    keys: Mapping[str, int] = {}
     spans: Collection[Span] = ()
     days: Collection[tuple[str, int]] = ()
     voids: Collection[EventName] = ()
 
     def packed(self) -> tuple[str, bytes]:
         """All under one key, for it is read together."""
-        return "touched", msgspec.msgpack.encode([sorted(some) for some in self])
+        return "touched", msgspec.msgpack.encode((dict(self.keys), *(sorted(some) for some in self[1:])))
 
     @classmethod
     def together(cls, packed: Iterable[bytes]) -> Self:
-        parts = [msgspec.msgpack.decode(one) for one in packed]
-        return cls(
-            {Span(*span) for spans, _, _ in parts for span in spans},
-            {(tenant, day) for _, days, _ in parts for tenant, day in days},
-            {EventName(*name) for _, _, voids in parts for name in voids},
-        )
+        keys: dict[str, int] = {}
+        spans: set[Span] = set()
+        days: set[tuple[str, int]] = set()
+        voids: set[EventName] = set()
+        for one in packed:
+            some, *others = msgspec.msgpack.decode(one)
+            for key, second in some.items():
+                keys[key] = min(second, keys.get(key, second))
+            spans.update(Span(*span) for span in others[0])
+            days.update((tenant, day) for tenant, day in others[1])
+            voids.update(EventName(*name) for name in others[2])
+        return cls(keys, spans.union(span_of(RatingKey.parse(key)) for key in keys), days, voids)
 
 
 class Recalled(NamedTuple):
-    """Archived events, apart those that count and those that were `voided`; `identities` are just that, with the time,
-    of all archived events of a day."""
+    """`usage` is packed, by rating key, as `meter` packs it; `identities` are those, with the time, of all archived
+    events of a day."""
 
-    events: beam.PCollection[pa.RecordBatch]
-    voided: beam.PCollection[pa.RecordBatch]
+    usage: beam.PCollection[tuple[bytes, bytes]]
     identities: beam.PCollection[pa.RecordBatch]
 
 
 @dataclass
-class RecallEvents(beam.PTransform):
-    """Read the archive of the billing periods that attributed events touch, as attributed events; and the identities of
-    the days they lie in, whoever paid: a subject may have moved to another account since its event was archived.
+class RecallUsage(beam.PTransform):
+    """Read the archived usage of the billing periods that attributed events touch; and the identities of the days they
+    lie in, whoever paid: a subject may have moved to another account since its event was archived.
 
     Args:
       url: Of the database.
     """
 
     url: str
+    catalog: beam.pvalue.AsSingleton
 
     @no_annotations
     def expand(self, inputs: dict[str, beam.PCollection[Any]]) -> Recalled:
         """`inputs` has attributed `events`, and what voiding events have `touched`."""
         touched = inputs["events"] | "Touch" >> beam.ParDo(_TouchFn()).with_output_types(tuple[str, bytes])
         together = (touched, inputs["touched"]) | "All" >> beam.Flatten() | "Together" >> beam.GroupByKey()
-        return _recall(together, self.url)
+        return _recall(together, _RecallFn(self.url), self.catalog)
 
 
 @dataclass
 class RecallSpans(beam.PTransform):
-    """Read the archive of given spans, as attributed events."""
+    """Read the archived usage of given spans, all of which is to be written anew."""
 
     url: str
+    catalog: beam.pvalue.AsSingleton
     spans: list[Span]
 
     @no_annotations
     def expand(self, begin: beam.pvalue.PBegin) -> Recalled:
-        key, packed = Touched(self.spans).packed()
-        return _recall(begin | "Spans" >> beam.Create([(key, [packed])], reshuffle=False), self.url)
+        key, packed = Touched(spans=self.spans).packed()
+        spans = begin | "Spans" >> beam.Create([(key, [packed])], reshuffle=False)
+        return _recall(spans, _RecallFn(self.url, anew=True), self.catalog)
 
 
-def _recall(touched: beam.PCollection[tuple[str, Iterable[bytes]]], url: str) -> Recalled:
-    recall = beam.ParDo(_RecallFn(url)).with_output_types(pa.RecordBatch)
-    recalled = touched | "Recall" >> recall.with_outputs("voided", "identities", main="events")
-    return Recalled(*(recalled[name] for name in Recalled._fields))
+def _recall(touched: beam.PCollection[Any], recall: _RecallFn, catalog: beam.pvalue.AsSingleton) -> Recalled:
+    reading = beam.ParDo(recall, catalog).with_output_types(tuple[bytes, bytes])
+    recalled = touched | "Recall" >> reading.with_outputs("identities", main="usage")
+    return Recalled(recalled["usage"], recalled["identities"])
 
 
 class _TouchFn(beam.DoFn):
-    """The spans, and the days, that a bundle touches, each once."""
+    """The rating keys and the days that a bundle touches, each once."""
 
     def start_bundle(self) -> None:
-        self._keys: set[str] = set()
-        self._spans: set[Span] = set()
+        self._keys: dict[str, int] = {}
         self._days: set[tuple[str, int]] = set()
 
     def process(self, events: pa.RecordBatch) -> None:
-        keys, codes = code_column(events["rating_keys"].flatten())
-        for text in {keys[code] for code in np.unique(codes).tolist()} - self._keys:
-            self._keys.add(text)
-            self._spans.add(span_of(RatingKey.parse(text)))
+        lists = events["rating_keys"]
+        texts, codes = code_column(lists.flatten())
+        seconds = np.asarray(events["time"].cast(pa.int64())) // 1_000_000
+        firsts = np.full(len(texts), np.iinfo(np.int64).max)
+        np.minimum.at(firsts, codes, np.repeat(seconds, np.diff(np.asarray(lists.offsets))))
+        for text, first in zip(texts, firsts.tolist()):
+            if first < self._keys.get(text, np.iinfo(np.int64).max):
+                self._keys[text] = first
         tenants, tenant = code_column(events["tenant_id"])
-        days = utc_days(events["time"])
-        for pair in np.unique(tenant * 100_000 + days).tolist():
+        for pair in np.unique(tenant * 100_000 + utc_days(events["time"])).tolist():
             self._days.add((tenants[pair // 100_000], pair % 100_000))
 
     def finish_bundle(self) -> Iterator[beam.utils.windowed_value.WindowedValue]:
         if self._days:
-            packed = Touched(self._spans, self._days).packed()
+            packed = Touched(self._keys, days=self._days).packed()
             window = beam.window.GlobalWindow()
             yield beam.utils.windowed_value.WindowedValue(packed, window.start, (window,))
-
-
-def span_of(key: RatingKey) -> Span:
-    start, end = int(key.period_start.timestamp()), int(key.period_end.timestamp())
-    return Span(key.tenant_id, key.billing_account_id, start, end)
 
 
 def joined(spans: Iterable[Span]) -> list[Span]:
@@ -145,185 +156,437 @@ def joined(spans: Iterable[Span]) -> list[Span]:
     return made
 
 
-_EVENTS = """
-SELECT tenant_id, source, id, type, subject, time, received_time, account_id, billing_account_id, identity,
-       rating_keys, quantities, counted_values
-FROM usage_events FINAL
-"""
-_SELECT = (
-    _EVENTS
-    + """
-WHERE tenant_id = {tenant:String} AND billing_account_id IN {accounts:Array(String)}
-  AND time >= fromUnixTimestamp64Second({start:Int64}, 'UTC') AND time < fromUnixTimestamp64Second({end:Int64}, 'UTC')
-"""
-)
-_KEYS = """
-SELECT rating_key_id, rating_key FROM rating_keys FINAL
-WHERE tenant_id = {tenant:String} AND billing_account_id IN {accounts:Array(String)}
+class _RecallFn(beam.DoFn):
+    """Args:
+    anew: Whether all line items are to be written, not just those that are not what they should be.
+    """
+
+    def __init__(self, url: str, anew: bool = False) -> None:
+        self._url, self._anew = url, anew
+
+    def process(self, packed: tuple[str, Iterable[bytes]], catalog: Catalog) -> Iterator[Any]:
+        touched = Touched.together(packed[1])
+        # All of it belongs to one instant: an event whose identity is known here, but not its usage, would be lost.
+        # An insert that a killed job sent may still arrive.
+        for _ in range(_TRIES):
+            before = _inserts(self._url)
+            identities = [*_identities(self._url, touched)]
+            usage = [*self._usage(touched, catalog)]
+            if _inserts(self._url) == before:
+                break
+        else:
+            raise clickhouse.DatabaseError(
+                "usage_events does not come to rest: another job writes to it. Stop it, and run this one again"
+            )
+        yield from usage
+        for batch in identities:
+            yield beam.pvalue.TaggedOutput("identities", batch)
+
+    def _usage(self, touched: Touched, catalog: Catalog) -> Iterator[tuple[bytes, bytes]]:
+        alike: dict[tuple[str, int, int], list[str]] = {}
+        for span in joined(touched.spans):
+            alike.setdefault((span.tenant_id, span.start, span.end), []).append(span.billing_account_id)
+        for (tenant, start, end), accounts in alike.items():
+            for first in range(0, len(accounts), _ACCOUNTS):
+                some = accounts[first : first + _ACCOUNTS]
+                archived = _Archived(self._url, catalog, tenant, some, start, end, touched.voids)
+                if self._anew:
+                    Metrics.counter("recall", "events").inc(archived.count())
+                yield from archived.usage(touched.keys, self._anew)
+
+
+_INSERTS = """
+SELECT partition_id, max(max_block_number) AS block FROM system.parts
+WHERE active AND database = currentDatabase() AND table = 'usage_events' GROUP BY partition_id ORDER BY partition_id
 """
 
 
-_VOIDS = """
-SELECT DISTINCT tenant_id, toUnixTimestamp64Micro(time) AS time, source, id FROM voids
-WHERE tenant_id = {tenant:String}
-  AND voids.time >= fromUnixTimestamp64Second({start:Int64}, 'UTC')
-  AND voids.time < fromUnixTimestamp64Second({end:Int64}, 'UTC')
-"""
+def _inserts(url: str) -> list[dict[str, Any]]:
+    """Changes with each insert into the archive, and not with merges."""
+    return clickhouse.query(url, _INSERTS).to_pylist()
+
+
 _IDENTITIES = """
 SELECT identity, time FROM usage_events
 WHERE tenant_id = {tenant:String} AND toYYYYMMDD(time) IN {days:Array(UInt32)}
 """
 
 
-class _RecallFn(beam.DoFn):
-    def __init__(self, url: str) -> None:
-        self._url = url
-
-    def process(self, touched: tuple[str, Iterable[bytes]]) -> Iterator[Any]:
-        spans, tenant_days, voids = Touched.together(touched[1])
-        days: dict[str, set[int]] = {}
-        for tenant, day in tenant_days:
-            days.setdefault(tenant, set()).add(day)
-        alike: dict[tuple[str, int, int], list[str]] = {}
-        for span in joined(spans):
-            alike.setdefault((span.tenant_id, span.start, span.end), []).append(span.billing_account_id)
-        for (tenant, start, end), accounts in alike.items():
-            parameters = {"tenant": tenant, "accounts": accounts, "start": start, "end": end}
-            # Known already, or of this run, which stores them only later.
-            stored = clickhouse.query(self._url, _VOIDS, parameters)
-            names = {EventName(**row) for row in stored.to_pylist()}.union(voids)
-            for batch in recalled(self._url, parameters):
-                Metrics.counter("recall", "events").inc(batch.num_rows)
-                is_voided = named(batch, names)
-                if not is_voided.any():
-                    yield batch
-                    continue
-                yield batch.filter(pa.array(~is_voided))
-                yield beam.pvalue.TaggedOutput("voided", batch.filter(pa.array(is_voided)))
-        for tenant, some_days in days.items():
-            numbers = [int(str(np.datetime64(day, "D")).replace("-", "")) for day in sorted(some_days)]
-            rows = clickhouse.query(self._url, _IDENTITIES, {"tenant": tenant, "days": numbers})
-            for batch in rows.to_batches():
-                yield beam.pvalue.TaggedOutput("identities", batch)
+def _identities(url: str, touched: Touched) -> Iterator[pa.RecordBatch]:
+    by_tenant: dict[str, set[int]] = {}
+    for tenant, day in touched.days:
+        by_tenant.setdefault(tenant, set()).add(day)
+    for tenant, days in by_tenant.items():
+        numbers = [int(str(np.datetime64(day, "D")).replace("-", "")) for day in sorted(days)]
+        yield from clickhouse.query(url, _IDENTITIES, {"tenant": tenant, "days": numbers}).to_batches()
 
 
-def named(events: pa.RecordBatch, names: set[EventName]) -> np.ndarray:
-    """Which events are called so."""
-    found = np.zeros(events.num_rows, bool)
-    times = np.asarray(events["time"].cast(pa.int64()))
-    for row in np.flatnonzero(np.isin(times, [name.time for name in names])).tolist():
-        tenant, source, id = (events[part][row].as_py() for part in ("tenant_id", "source", "id"))
-        found[row] = EventName(tenant, int(times[row]), source, id) in names
+# --- usage ----------------------------------------------------------------------------------------------
+
+_KEYS = """
+SELECT rating_key_id, rating_key FROM rating_keys FINAL
+WHERE tenant_id = {tenant:String} AND billing_account_id IN {accounts:Array(String)}
+"""
+_VOIDS = """
+SELECT DISTINCT tenant_id, toUnixTimestamp64Micro(time) AS time, source, id FROM voids
+WHERE tenant_id = {tenant:String}
+  AND voids.time >= fromUnixTimestamp64Second({start:Int64}, 'UTC')
+  AND voids.time < fromUnixTimestamp64Second({end:Int64}, 'UTC')
+"""
+_EVENTS = """
+FROM usage_events FINAL
+WHERE tenant_id = {tenant:String} AND billing_account_id IN {accounts:Array(String)}
+  AND time >= fromUnixTimestamp64Second({start:Int64}, 'UTC') AND time < fromUnixTimestamp64Second({end:Int64}, 'UTC')
+"""
+_CELLS = f"""
+SELECT key, intDiv(toUnixTimestamp64Micro(time), 3600000000) * 3600 AS hour, account_id, count() AS events,
+       $value AS value
+FROM (SELECT rating_keys, quantities, counted_values, time, account_id$names {_EVENTS} $live)
+ARRAY JOIN rating_keys AS key, quantities AS quantity, counted_values AS counted
+WHERE key $which IN {{keys:Array(UInt64)}}
+GROUP BY key, hour, account_id
+"""
+# Added as Decimal256: a sum of Decimal128 wraps without a word.
+_SUM = "sum(toDecimal256(quantity, 12))"
+_VALUES = {
+    Aggregation.MIN: "min(quantity)",
+    Aggregation.MAX: "max(quantity)",
+    Aggregation.LATEST: "max((toUnixTimestamp64Micro(time), id, source, quantity))",
+    Aggregation.DISTINCT: "groupUniqArray(counted)",
+}
+_WRITTEN = """
+SELECT rating_key_id AS key, toInt64(toUnixTimestamp64Second(window_start)) AS window, account_id,
+       event_count AS events, voided_count AS voided, revision, quantity_from, quantity_to
+FROM line_items FINAL
+WHERE tenant_id = {tenant:String} AND billing_account_id IN {accounts:Array(String)}
+  AND period_start >= fromUnixTimestamp64Second({start:Int64}, 'UTC')
+  AND period_end <= fromUnixTimestamp64Second({end:Int64}, 'UTC')
+"""
+_COUNTED = f"SELECT count() AS events {_EVENTS}"
+
+
+@dataclass
+class _Archived:
+    """What is archived of some accounts in a span of time."""
+
+    url: str
+    catalog: Catalog
+    tenant: str
+    accounts: list[str]
+    start: int
+    end: int
+    new_voids: Collection[EventName]
+
+    def __post_init__(self) -> None:
+        self._parameters = {"tenant": self.tenant, "accounts": self.accounts, "start": self.start, "end": self.end}
+        self._meters = directory(self.catalog).meters
+        self._keys: dict[int, tuple[str, RatingKey, Aggregation]] = {}
+        for row in self._ask(_KEYS).to_pylist():
+            key = RatingKey.parse(row["rating_key"])
+            # Of a key whose period is not all in the span only a part would be read; one whose meter the catalog has no
+            # more keeps the line items it has.
+            if span_of(key).start >= self.start and span_of(key).end <= self.end and key.meter_id in self._meters:
+                self._keys[row["rating_key_id"]] = row["rating_key"], key, self._meters[key.meter_id].aggregation
+        # Known already, or of this run, which stores them only later.
+        names = {EventName(**row) for row in self._ask(_VOIDS).to_pylist()}.union(self.new_voids)
+        self._voids = {name for name in names if name.tenant_id == self.tenant}
+        self._apart = self._at_times_of_voids()
+
+    def _ask(self, sql: str, **parameters: Any) -> pa.Table:
+        return clickhouse.query(self.url, sql, self._parameters | parameters)
+
+    def count(self) -> int:
+        return int(self._ask(_COUNTED)["events"][0].as_py())
+
+    def usage(self, touched: Mapping[str, int], anew: bool) -> Iterator[tuple[bytes, bytes]]:
+        """Of the keys that are touched, or have a line item that is not what it should be, their usage.
+
+        Args:
+          touched: By key, the first second.
+          anew: Whether all line items of all keys are to be written.
+        """
+        cells = self._cells()
+        wrong = np.arange(len(cells.key)) if anew else np.flatnonzero(~self._as_written(cells))
+        keys, starts = np.unique(cells.key, return_index=True)
+        ends = np.append(starts, len(cells.key))[1:]
+        first_wrong = np.append(wrong, len(cells.key))[np.searchsorted(wrong, starts)]
+        for id, start, end, broken in zip(keys.tolist(), starts.tolist(), ends.tolist(), first_wrong.tolist()):
+            text, key, aggregation = self._keys[id]
+            first = min(broken, end)
+            if text in touched:
+                first = min(first, start + int(np.searchsorted(cells.window[start:end], _window(touched[text], key))))
+            elif first == end:
+                continue
+            usage = cells.usage(first, end, aggregation)
+            if first > start:
+                usage[FOLDED] = cells.folded(start, first, aggregation)
+            yield text.encode(), pack(aggregation, usage, cells.cell(broken) if broken < end else None)
+        yield from self._others(touched, anew)
+
+    def _at_times_of_voids(self) -> dict[int, UsageByCell]:
+        """By key, the usage of the events at the instants of voided ones: they are looked at one by one."""
+        totals = Totals()
+        aggregations = {name: meter.aggregation for name, meter in self._meters.items()}
+        found: dict[int, UsageByCell] = {}
+        for batch, is_voided in archived_at_times_of(self.url, self._voids, self.accounts):
+            totals.add(batch.filter(pa.array(~is_voided)), aggregations)
+            for event in batch.filter(pa.array(is_voided)).to_pylist():
+                for text in event["rating_keys"]:
+                    id = rating_key_id(text)
+                    if id in self._keys:
+                        _, key, aggregation = self._keys[id]
+                        cell = Cell(_window(microseconds(event["time"]) // 1_000_000, key), event["account_id"])
+                        _add(found.setdefault(id, {}), cell, voided(aggregation, 1), aggregation)
+        for encoded, packed in totals.flush():
+            id = rating_key_id(encoded.decode())
+            if id in self._keys:
+                aggregation = self._keys[id][2]
+                for cell, usage in unpack(aggregation, packed)[0].items():
+                    _add(found.setdefault(id, {}), cell, usage, aggregation)
+        return found
+
+    def _ids(self, *aggregations: Aggregation) -> list[int]:
+        return [id for id, (_, _, aggregation) in self._keys.items() if aggregation in aggregations]
+
+    def _added_up(self, value: str, which: str, keys: list[int], names: str = "") -> pa.Table:
+        sql = _CELLS.replace("$value", value).replace("$which", which).replace("$names", names)
+        live = "AND toUnixTimestamp64Micro(time) NOT IN {times:Array(Int64)}" if self._voids else ""
+        times = sorted({name.time for name in self._voids})
+        table = self._ask(sql.replace("$live", live), keys=keys, **({"times": times} if times else {}))
+        return table.unify_dictionaries().combine_chunks()
+
+    def _cells(self) -> _Cells:
+        """The cells of keys that are sums, or counts: all quantities are added, of a count they are 1."""
+        table = self._added_up(_SUM, "NOT", self._ids(*_VALUES))
+        ids = np.asarray(sorted(self._ids(Aggregation.SUM, Aggregation.COUNT)), np.uint64)
+        begins = np.asarray([span_of(self._keys[id][1]).start for id in ids.tolist()], np.int64)
+        accounts, account = code_column(_whole(table["account_id"]))
+        key = np.asarray(table["key"], np.uint64)
+        apart = [
+            (id, cell, usage)
+            for id, usages in self._apart.items()
+            if self._keys[id][2] not in _VALUES
+            for cell, usage in usages.items()
+        ]
+        names = sorted({*accounts, *(cell.account_id for _, cell, _ in apart)})
+        rank = {name: place for place, name in enumerate(names)}
+        known = np.isin(key, ids)
+        key = key[known]
+        added_up = (
+            key,
+            np.maximum(np.asarray(table["hour"])[known], begins[np.searchsorted(ids, key)]),
+            np.asarray([rank[name] for name in accounts] or [0], np.int64)[account[known]],
+            np.asarray(table["events"], np.int64)[known],
+            np.zeros(len(key), np.int64),
+            _pieces(_whole(table["value"]))[known],
+        )
+        one_by_one = (
+            np.asarray([id for id, _, _ in apart], np.uint64),
+            np.asarray([cell.window_start for _, cell, _ in apart], np.int64),
+            np.asarray([rank[cell.account_id] for _, cell, _ in apart], np.int64),
+            np.asarray([usage.event_count for _, _, usage in apart], np.int64),
+            np.asarray([usage.voided_count for _, _, usage in apart], np.int64),
+            _pieces_of([usage.event_count * 10**12 if usage.value is None else usage.value for _, _, usage in apart]),
+        )
+        return _Cells.sorted(names, *(np.concatenate(columns) for columns in zip(added_up, one_by_one)))
+
+    def _as_written(self, cells: _Cells) -> np.ndarray:
+        """Which cells' line items are stored as they should be, but for the price: that of a version never changes."""
+        table = self._ask(_WRITTEN).unify_dictionaries().combine_chunks()
+        names, account = code_column(_whole(table["account_id"]))
+        rank = {name: place for place, name in enumerate(cells.accounts)}
+        ranks = np.asarray([rank.get(name, -1) for name in names] or [-1], np.int64)[account]
+        keys = np.unique(cells.key)
+        windows = np.unique(cells.window)
+        there = (ranks >= 0) & np.isin(table["key"], keys) & np.isin(table["window"], windows)
+        table, ranks = table.filter(pa.array(there)), ranks[there]
+
+        def number(key: Any, window: Any, rank: np.ndarray) -> np.ndarray:
+            """One number for each cell."""
+            place = np.searchsorted(keys, np.asarray(key, np.uint64)) * np.int64(len(windows))
+            return (place + np.searchsorted(windows, np.asarray(window))) * np.int64(len(cells.accounts)) + rank
+
+        stored = number(table["key"], table["window"], ranks)
+        order = np.argsort(stored)
+        wanted = number(cells.key, cells.window, cells.account)
+        place = np.searchsorted(stored, wanted, sorter=order)
+        right = place < len(stored)
+        at = order[place[right]]
+        running = cells.running()
+        before = running.copy()
+        before[1:] = running[:-1]
+        before[cells.starts] = 0
+        right[right] = (
+            (stored[at] == wanted[right])
+            & (np.asarray(table["events"], np.int64)[at] == cells.events[right])
+            & (np.asarray(table["voided"], np.int64)[at] == cells.voided[right])
+            & (np.asarray(table["revision"], np.int64)[at] == cells.revision()[right])
+            & (_pieces(_whole(table["quantity_from"]))[at] == before[right]).all(axis=1)
+            & (_pieces(_whole(table["quantity_to"]))[at] == running[right]).all(axis=1)
+        )
+        return right
+
+    def _others(self, touched: Mapping[str, int], anew: bool) -> Iterator[tuple[bytes, bytes]]:
+        """The same of keys whose usage does not add up."""
+        ids = self._ids(*_VALUES)
+        if not ids:
+            return
+        found = {id: dict(usages) for id, usages in self._apart.items() if id in set(ids)}
+        for aggregation, value in _VALUES.items():
+            of_it = self._ids(aggregation)
+            names = ", id, source" if aggregation is Aggregation.LATEST else ""
+            for row in self._added_up(value, "", of_it, names).to_pylist() if of_it else ():
+                key = self._keys[row["key"]][1]
+                usage = Usage(row["events"], _value(aggregation, row["value"]))
+                cell = Cell(_window(row["hour"], key), row["account_id"])
+                _add(found.setdefault(row["key"], {}), cell, usage, aggregation)
+        stored: dict[int, dict[Cell, tuple[Any, ...]]] = {}
+        for row in self._ask(_WRITTEN).to_pylist():
+            key_id, window, account, *rest = row.values()
+            stored.setdefault(key_id, {})[Cell(window, account)] = tuple(rest)
+        for id, usages in found.items():
+            text, _, aggregation = self._keys[id]
+            since = min(usages) if anew else _first_wrong(aggregation, usages, stored.get(id, {}))
+            if text in touched or since is not None:
+                yield text.encode(), pack(aggregation, usages, since)
+
+
+def _add(usages: UsageByCell, cell: Cell, usage: Usage, aggregation: Aggregation) -> None:
+    known = usages.get(cell)
+    usages[cell] = usage if known is None else merge(aggregation, known, usage)
+
+
+def _window(seconds: int, key: RatingKey) -> int:
+    """The start of the usage window that an instant of the key's period lies in."""
+    return max(seconds - seconds % _HOUR, span_of(key).start)
+
+
+def _value(aggregation: Aggregation, value: Any) -> Any:
+    """What ClickHouse found, as rules/aggregation.py has it."""
+    match aggregation:
+        case Aggregation.DISTINCT:
+            return frozenset(xxhash.xxh3_128_digest(text.encode()) for text in value)
+        case Aggregation.LATEST:
+            *name, number = value.values() if isinstance(value, dict) else value
+            return (*name, scaled(number))
+        case _:
+            return scaled(value)
+
+
+def _first_wrong(aggregation: Aggregation, usages: UsageByCell, stored: dict[Cell, tuple[Any, ...]]) -> Cell | None:
+    """The first cell whose line item is not stored as it should be."""
+    reached = Decimal(0)
+    for cell, own, so_far in cumulative(aggregation, sorted(usages.items())):
+        before, reached = reached, quantity(aggregation, so_far)
+        if stored.get(cell) != (own.event_count, own.voided_count, so_far.revision, before, reached):
+            return cell
+    return None
+
+
+# --- columns of cells -----------------------------------------------------------------------------------
+
+# Sums outgrow 64 bits: they are columns of so many digits to the base of 2^32, the lowest first.
+_DIGITS = 5
+
+
+def _whole(column: pa.ChunkedArray) -> pa.Array:
+    return column.combine_chunks() if column.num_chunks != 1 else column.chunk(0)
+
+
+def _pieces(column: pa.Array) -> np.ndarray:
+    """Decimals that are not negative as digits."""
+    width = column.type.bit_width // 32
+    digits = np.frombuffer(column.buffers()[1] or b"", np.uint32)
+    digits = digits[width * column.offset : width * (column.offset + len(column))].reshape(-1, width)
+    found = np.zeros((len(column), _DIGITS), np.uint64)
+    found[:, : min(width, _DIGITS)] = digits[:, :_DIGITS]
     return found
 
 
-_NAMED = (
-    _EVENTS
-    + f"""
-WHERE tenant_id = {{tenant:String}} AND id IN {{ids:Array(String)}} AND type != '{VOID_TYPE}'
-  AND time >= fromUnixTimestamp64Micro({{first:Int64}}, 'UTC')
-  AND time <= fromUnixTimestamp64Micro({{last:Int64}}, 'UTC')
-"""
-)
+def _pieces_of(numbers: list[int]) -> np.ndarray:
+    shifts = range(0, 32 * _DIGITS, 32)
+    return np.asarray([[number >> shift & 0xFFFFFFFF for shift in shifts] for number in numbers], np.uint64).reshape(
+        -1, _DIGITS
+    )
 
 
-def archived_spans(url: str, voids: Iterable[Void]) -> dict[Void, set[Span]]:
-    """The billing periods that voided events counted in; voids that name no archived event are left out.
-
-    They are those of the archived event: its subject may have moved to another payer since.
-    """
-    found: dict[Void, set[Span]] = {}
-    by_tenant: dict[str, list[Void]] = {}
-    for void in sorted(voids):
-        by_tenant.setdefault(void.event.tenant_id, []).append(void)
-    for tenant, of_tenant in by_tenant.items():
-        for start in range(0, len(of_tenant), _NAMED_AT_ONCE):
-            some = of_tenant[start : start + _NAMED_AT_ONCE]
-            times, ids = [void.event.time for void in some], [void.event.id for void in some]
-            parameters = {"tenant": tenant, "ids": ids, "first": min(times), "last": max(times)}
-            spans: dict[tuple[EventName, str], set[Span]] = {}
-            for batch in _with_their_keys(url, clickhouse.query(url, _NAMED, parameters)):
-                for row in batch.to_pylist():
-                    keys = map(RatingKey.parse, row["rating_keys"])
-                    name = EventName(tenant, microseconds(row["time"]), row["source"], row["id"])
-                    spans[name, row["subject"]] = {span_of(key) for key in keys}
-            found |= {void: spans[void.event, void.subject] for void in some if (void.event, void.subject) in spans}
-    return found
+def _carried(digits: np.ndarray) -> np.ndarray:
+    """Sums of digits as digits again, in place."""
+    for place in range(_DIGITS - 1):
+        digits[:, place + 1] += digits[:, place] >> np.uint64(32)
+        digits[:, place] &= np.uint64(0xFFFFFFFF)
+    return digits
 
 
-_TWINS = (
-    _EVENTS
-    + """
-WHERE time >= fromUnixTimestamp64Micro({first:Int64}, 'UTC') AND time <= fromUnixTimestamp64Micro({last:Int64}, 'UTC')
-  AND hex(substring(identity, 1, 12)) IN {names:Array(String)}
-"""
-)
-_TWIN_KEYS = """
-SELECT rating_key_id, rating_key FROM rating_keys FINAL WHERE rating_key_id IN {ids:Array(UInt64)}
-"""
-_NAMED_AT_ONCE = 5_000
+def _number(digits: list[int]) -> int:
+    return sum(digit << 32 * place for place, digit in enumerate(digits))
 
 
-def archived_twins(url: str, events: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
-    """Archived events with the ids of some events, at the times that these span."""
-    times = np.asarray(events["time"].cast(pa.int64()))
-    names = [identity[:12].hex().upper() for identity in events["identity"].to_pylist()]
-    for start in range(0, len(names), _NAMED_AT_ONCE):
-        some = names[start : start + _NAMED_AT_ONCE]
-        rows = clickhouse.query(url, _TWINS, {"first": int(times.min()), "last": int(times.max()), "names": some})
-        yield from _with_their_keys(url, rows)
+@dataclass
+class _Cells:
+    """Cells in order of key, window and account, each once; `account` are places in the sorted `accounts`."""
+
+    accounts: list[str]
+    key: np.ndarray
+    window: np.ndarray
+    account: np.ndarray
+    events: np.ndarray
+    voided: np.ndarray
+    total: np.ndarray
+
+    @classmethod
+    def sorted(
+        cls,
+        accounts: list[str],
+        key: np.ndarray,
+        window: np.ndarray,
+        account: np.ndarray,
+        events: np.ndarray,
+        voided: np.ndarray,
+        total: np.ndarray,
+    ) -> _Cells:
+        order = np.lexsort((account, window, key))
+        key, window, account = key[order], window[order], account[order]
+        new = np.ones(len(key), bool)
+        new[1:] = (key[1:] != key[:-1]) | (window[1:] != window[:-1]) | (account[1:] != account[:-1])
+        at = np.flatnonzero(new)
+        if not len(at):
+            return cls(accounts, key, window, account, events, voided, total)
+        added = [np.add.reduceat(column[order], at) for column in (events, voided, total)]
+        return cls(accounts, key[at], window[at], account[at], added[0], added[1], _carried(added[2]))
+
+    @cached_property
+    def starts(self) -> np.ndarray:
+        """Where a key's cells begin."""
+        return np.unique(self.key, return_index=True)[1]
+
+    def _running(self, column: np.ndarray) -> np.ndarray:
+        """Sums of each key's cells up to each cell."""
+        sums = np.cumsum(column, axis=0)
+        lengths = np.diff(np.append(self.starts, len(self.key)))
+        return sums - np.repeat(sums[self.starts] - column[self.starts], lengths, axis=0)
+
+    def running(self) -> np.ndarray:
+        return _carried(self._running(self.total))
+
+    def revision(self) -> np.ndarray:
+        return self._running(self.events + 2 * self.voided)
+
+    def cell(self, place: int) -> Cell:
+        return Cell(int(self.window[place]), self.accounts[self.account[place]])
+
+    def usage(self, start: int, end: int, aggregation: Aggregation) -> UsageByCell:
+        columns = (self.window, self.account, self.events, self.voided, self.total)
+        return {
+            Cell(window, self.accounts[account]): Usage(events, _sum(aggregation, total), voided)
+            for window, account, events, voided, total in zip(*(column[start:end].tolist() for column in columns))
+        }
+
+    def folded(self, start: int, end: int, aggregation: Aggregation) -> Usage:
+        total = _carried(self.total[start:end].sum(axis=0, keepdims=True))[0].tolist()
+        events, voided = (int(column[start:end].sum()) for column in (self.events, self.voided))
+        return Usage(events, _sum(aggregation, total), voided)
 
 
-def _with_their_keys(url: str, rows: pa.Table) -> Iterator[pa.RecordBatch]:
-    if rows.num_rows:
-        ids = pc.list_flatten(rows["rating_keys"]).unique().to_pylist()
-        yield from _with_keys(rows, clickhouse.query(url, _TWIN_KEYS, {"ids": ids}))
-
-
-def recalled(url: str, parameters: dict[str, object]) -> Iterator[pa.RecordBatch]:
-    """Archived events of accounts in a span of time, in the schema of attributed events, without payload."""
-    rows = clickhouse.query(url, _SELECT, parameters)
-    if rows.num_rows:
-        yield from _with_keys(rows, clickhouse.query(url, _KEYS, parameters))
-
-
-def _with_keys(rows: pa.Table, keys: pa.Table) -> Iterator[pa.RecordBatch]:
-    ids = np.asarray(keys["rating_key_id"])
-    order = np.argsort(ids)
-    texts = keys["rating_key"].to_pylist()
-    texts = [texts[place] for place in order.tolist()]
-    ids = ids[order]
-    for batch in rows.to_batches():
-        wanted = np.asarray(batch["rating_keys"].flatten())
-        codes = np.searchsorted(ids, wanted)
-        if (len(wanted) and not (codes < len(ids)).all()) or not (ids[codes] == wanted).all():
-            raise clickhouse.DatabaseError(
-                "usage_events names rating keys that rating_keys does not have: the archive is damaged"
-            )
-        yield _attributed(batch, symbols(codes, texts))
-
-
-def _attributed(batch: pa.RecordBatch, keys: pa.Array) -> pa.RecordBatch:
-    lists = batch["rating_keys"].offsets
-    offsets = pa.array(np.asarray(lists) - lists[0].as_py(), pa.int32())
-    nothing = {
-        "payload": pa.DictionaryArray.from_arrays(pa.array(np.zeros(batch.num_rows, np.int32)), pa.array([b""])),
-        "origin": symbols(np.zeros(batch.num_rows, np.int32), [""]),
-        "position": pa.array(np.zeros(batch.num_rows, np.int64)),
-        "rating_keys": pa.ListArray.from_arrays(offsets, keys),
-    }
-    arrays = []
-    for item in ATTRIBUTED:
-        column = nothing.get(item.name)
-        if column is None:
-            column = batch[item.name]
-            if pa.types.is_list(item.type):
-                values = column.flatten()
-                values = values.dictionary_encode() if pa.types.is_dictionary(item.type.value_type) else values
-                column = pa.ListArray.from_arrays(offsets, values.cast(item.type.value_type))
-            elif pa.types.is_dictionary(item.type) and not pa.types.is_dictionary(column.type):
-                column = column.dictionary_encode().cast(item.type)
-            else:
-                column = column.cast(item.type)
-        arrays.append(column)
-    return pa.RecordBatch.from_arrays(arrays, schema=ATTRIBUTED)
+def _sum(aggregation: Aggregation, digits: list[int]) -> int | None:
+    return _number(digits) if aggregation is Aggregation.SUM else None

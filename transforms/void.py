@@ -19,7 +19,8 @@ from apache_beam.typehints.decorators import no_annotations
 from meterline.schemas.event import EventError, Reason, microseconds
 from meterline.schemas.records import Reject
 from meterline.schemas.voids import VOID_SOURCE, VOID_TYPE, Void
-from meterline.transforms.recall import Touched, archived_spans
+from meterline.transforms.archive import archived_spans
+from meterline.transforms.recall import Touched
 
 
 class Voided(NamedTuple):
@@ -78,7 +79,8 @@ class _VoidFn(beam.DoFn):
             Metrics.counter("void", wrong[row].reason).inc()
             yield beam.pvalue.TaggedOutput("rejects", _reject(events, row, wrong[row]))
         if voids:
-            touched = Touched(frozenset().union(*spans.values()), voids={void.event for void in voids.values()})
+            periods = frozenset().union(*spans.values())
+            touched = Touched(spans=periods, voids={void.event for void in voids.values()})
             yield beam.pvalue.TaggedOutput("touched", touched.packed())
         if wrong:
             keep = np.ones(events.num_rows, bool)

