@@ -22,7 +22,7 @@ from events import catalog, write_events
 from main_job import RECEIVED, _Bag, _State
 
 from meterline.schemas.catalog import Catalog
-from meterline.transforms import attribute, clickhouse, deduplicate, meter, rate, read, recall, validate, write
+from meterline.transforms import archive, attribute, clickhouse, deduplicate, meter, rate, read, recall, validate, write
 
 _MONTH = datetime(2026, 10, 1, tzinfo=UTC)  # Of 31 days.
 _AFTER = int(datetime(2026, 11, 2, tzinfo=UTC).timestamp()) * 1_000_000
@@ -154,19 +154,19 @@ def _event(name: str, instant: datetime) -> str:
 
 
 def archive_read(source: Path, folder: Path) -> dict[str, float]:
-    """Archived events that are read back in a CPU second, as `recall` reads them."""
+    """Archived events that are added up, and compared with their line items, in a CPU second, as `recall` does it."""
     from peers.meterline import job
 
     url = f"chdb://{folder / 'archive'}"
     clickhouse.ready(url)
     prices = catalog()
     job(str(source), prices, url, RECEIVED)
-    start = int(datetime(2026, 9, 1, tzinfo=UTC).timestamp())
-    wanted = {"tenant": "default", "accounts": [account.id for account in prices.accounts], "start": start}
-    cpu, rows = cpu_seconds(
-        lambda: sum(batch.num_rows for batch in recall.recalled(url, wanted | {"end": start + 30 * 86_400}))
-    )
-    assert rows == _accepted(source), rows
+    month = [int(datetime(2026, number, 1, tzinfo=UTC).timestamp()) for number in (9, 10)]
+    spans = [archive.Span("default", account.id, *month) for account in prices.accounts]
+    key, packed = recall.Touched(spans=spans).packed()
+    cpu, found = cpu_seconds(lambda: list(recall._RecallFn(url).process((key, [packed]), prices)))
+    assert not found, "all line items are as they should be"
+    rows = _accepted(source)
     return {"archived events read back, a CPU second": rows / cpu}
 
 

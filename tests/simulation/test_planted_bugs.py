@@ -224,7 +224,7 @@ def duplicates_pass_in_one_batch(patch: pytest.MonkeyPatch) -> None:
 
 
 def archive_not_recalled(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(recall, "recalled", lambda *args: iter(()))
+    patch.setattr(recall._Archived, "usage", lambda *args: iter(()))
 
 
 ANY = {"conflicts": False, "panes_apart": False, "one_by_one": False}
