@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from datetime import datetime, timedelta
 from decimal import Decimal, localcontext
+from typing import Any
 
 from meterline.schemas.catalog import Fixed, Graduated, Package, PerUnit, UsagePrice, Volume
 from meterline.schemas.records import TierCharge
@@ -69,15 +70,27 @@ def charge_interval(
     Source: docs/rules.md, "Amounts".
     """
     assert not (opening and quantity_from), f"a key opens at 0, not at {quantity_from}"
-    check_quantity(quantity_from)
+    global _last
+    last_price, last_quantity, last_part = _last
+    follows = last_price is price and last_quantity is quantity_from
+    if not follows:
+        check_quantity(quantity_from)
     check_quantity(quantity_to)
     with localcontext(EXACT):
         if opening:
             parts = _parts(price, quantity_to)
         else:
             full = min(quantity_from, quantity_to)
-            parts = _difference(_parts(price, quantity_from, full), _parts(price, quantity_to, full))
+            after = _parts(price, quantity_to, full)
+            # From where the last step ended upwards, all lower tiers are full: its highest part alone is `before`.
+            before = last_part if follows and full == quantity_from else _parts(price, quantity_from, full)
+            parts = _difference(before, after)
+            _last = price, quantity_to, after[-1:]
         return _total(parts), parts
+
+
+# The step before: most steps begin where another ended. One tuple, so that threads do not mix two steps.
+_last: tuple[Any, Any, tuple[TierCharge, ...]] = (None, None, ())
 
 
 def fixed_fee(price: Fixed, period: Period, subscription_start: datetime, subscription_end: datetime | None) -> Decimal:
@@ -178,6 +191,11 @@ def _total(parts: tuple[TierCharge, ...]) -> Decimal:
 
 
 def _difference(before: tuple[TierCharge, ...], after: tuple[TierCharge, ...]) -> tuple[TierCharge, ...]:
+    if len(before) == len(after) == 1 and before[0].tier == after[0].tier:  # Nearly all steps: made short.
+        (old,), (new,) = before, after
+        fee, amount = new.flat_fee - old.flat_fee, new.amount - old.amount
+        step = TierCharge(new.tier, new.quantity - old.quantity, new.unit_price, fee, amount)
+        return (step,) if step.quantity or amount else ()
     parts = {part.tier: part for part in after}
     for tier, quantity, unit_price, flat_fee, amount in before:
         new = parts.get(tier, TierCharge(tier, _ZERO, unit_price, _ZERO, _ZERO))
