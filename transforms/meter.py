@@ -27,6 +27,9 @@ UsageByCell = dict[Cell, Usage]
 _MAX_CELLS = 200_000
 # Quantities that are added up at once; an event has one for each meter it feeds.
 _MAX_SLOTS = 500_000
+# So many are held before they are: the fewer cells are made and merged.
+_HELD_SLOTS = 250_000
+_READ = ["id", "source", "time", "account_id", "rating_keys", "quantities", "counted_values"]
 
 
 @dataclass
@@ -61,15 +64,34 @@ class Totals:
     """Usage by rating key and cell of the events added since the last flush."""
 
     _by_key: dict[str, tuple[Aggregation, UsageByCell]] = field(default_factory=dict)
+    _held: list[pa.RecordBatch] = field(default_factory=list)
+    _held_slots: int = 0
     cells: int = 0
 
     def add(self, events: pa.RecordBatch, aggregations: dict[str, Aggregation]) -> None:
+        self._aggregations = aggregations
+        self._held.append(events.select(_READ))
+        offsets = events["rating_keys"].offsets
+        self._held_slots += offsets[len(offsets) - 1].as_py() - offsets[0].as_py()
+        if self._held_slots > _HELD_SLOTS:
+            self._add_held()
+
+    def _add_held(self) -> None:
+        held, self._held, self._held_slots = self._held, [], 0
+        if len(held) == 1:
+            self._add(held[0], self._aggregations)
+        elif held:
+            together = pa.Table.from_batches(held).unify_dictionaries().combine_chunks()
+            for batch in together.to_batches():
+                self._add(batch, self._aggregations)
+
+    def _add(self, events: pa.RecordBatch, aggregations: dict[str, Aggregation]) -> None:
         lists = events["rating_keys"]
         starts = np.asarray(lists.offsets)
         if starts[-1] - starts[0] > _MAX_SLOTS and len(lists) > 1:
             half = len(lists) // 2
-            self.add(events.slice(0, half), aggregations)
-            self.add(events.slice(half), aggregations)
+            self._add(events.slice(0, half), aggregations)
+            self._add(events.slice(half), aggregations)
             return
         row = np.repeat(np.arange(len(lists)), np.diff(starts))
         keys, key = code_column(lists.flatten())
@@ -102,6 +124,7 @@ class Totals:
             usages[target] = usage if known is None else merge(aggregation, known, usage)
 
     def flush(self) -> Iterator[tuple[bytes, bytes]]:
+        self._add_held()
         for text, (aggregation, usages) in self._by_key.items():
             yield text.encode(), pack(aggregation, usages, since=min(usages))
         self._by_key, self.cells = {}, 0

@@ -154,6 +154,7 @@ def _treated(how: Treatment) -> Iterator[None]:
             patch.setattr(validate, "Scanner", partial(Scanner, vectorised=False))
         if how.panes_apart:
             patch.setattr(meter, "_MAX_CELLS", 0)
+            patch.setattr(meter, "_HELD_SLOTS", 0)
             patch.setattr(rate.CollectPanes, "expand", _each_apart)
         yield
 
