@@ -1,10 +1,10 @@
 """rate_usage: usage events in, rated line items and the archive out.
 
 read ─▶ validate ─▶ attribute ─▶ void ─▶ deduplicate ─▶ meter ─▶ rate ─▶ line_items
- │         │          │          │ │          ▲ │         ▲       │
- │         │          │          │ └▶ recall ─┴─┼─────────┘       │
- ▼         ▼          ▼          ▼              ▼                 ▼
-rejects                     rating_keys, voids, usage_events   rejects
+ │         │          │          │ │          ▲ │                 ▲ │
+ │         │          │          │ └▶ recall ─┴─┼─────────────────┘ │
+ ▼         ▼          ▼          ▼              ▼                   ▼
+rejects                     rating_keys, voids, usage_events     rejects
 """
 
 from __future__ import annotations
