@@ -197,7 +197,18 @@ class Sink:
         self.faults.step("query")
         self.let_late_rows_in(0.5)
         self.flush("rating_keys", "usage_events")
-        return self._query(url, sql, *args, **options)
+        return self._shuffled(self._query(url, sql, *args, **options))
+
+    def _shuffled(self, rows: pa.Table) -> pa.Table:
+        """The same rows in an order, and in batches, that the seed decides: ClickHouse's threads give any."""
+        names = [name for name in ("identity", "rating_key_id", "rating_key") if name in rows.column_names]
+        assert names, f"expected rows with a name, got {rows.column_names}"
+        texts = list(zip(*(map(str, rows[name].to_pylist()) for name in names)))
+        order = sorted(range(len(texts)), key=lambda place: texts[place])
+        self.rng.shuffle(order)
+        cut = self.rng.randint(0, len(order))
+        parts = [rows.take(pa.array(some, pa.int64())).combine_chunks() for some in (order[:cut], order[cut:])]
+        return pa.concat_tables(parts)
 
     def let_late_rows_in(self, chance: float) -> None:
         while self._late and self.rng.random() < chance:
