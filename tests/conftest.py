@@ -38,7 +38,8 @@ def clickhouse_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     clickhouse.ready(url)
     yield url
     clickhouse.connect(url).close()
-    shutil.rmtree(folder, ignore_errors=True)
+    for _ in range(3):  # The engine may still write.
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture
