@@ -15,8 +15,8 @@ from meterline.schemas.catalog_files import load_catalog
 from meterline.schemas.event import microseconds
 from meterline.schemas.voids import EventName, Void
 from meterline.transforms import clickhouse
-from tests.conftest import empty_tables
 from tests.command import Command, Said
+from tests.conftest import empty_tables
 
 NOW = "2026-02-10T00:00:00Z"
 TIERS = "tiers: [{up_to: 5, unit_price: '2', flat_fee: '1'}, {up_to: 20, unit_price: '1'}, {unit_price: '0.5'}]"
