@@ -132,9 +132,9 @@ def _time_of_day(dated: tuple[datetime, bytes]) -> tuple[time, bytes]:
 
 
 def _voided(rng: Random, world: World, inputs: list[list[auditor.Arrival]]) -> list[list[auditor.Arrival]]:
-    """The same with voiding events: of events that an earlier run has accepted, some of them twice, and, in vain, of what
-    no run accepts or only a later one. An event of the same run is left out: it depends on what went wrong whether it is
-    archived by then.
+    """The same with voiding events: of events that an earlier run has accepted, some of them twice, and, in vain, of
+    what no run accepts, or only a later one. An event of the same run is left out: what went wrong decides whether it
+    is archived by then.
     """
 
     def accepted(runs: int) -> dict[auditor.Name, auditor.Event]:
@@ -239,11 +239,15 @@ class Sink:
         return self._shuffled(self._query(url, sql, *args, **options))
 
     def _shuffled(self, rows: pa.Table) -> pa.Table:
-        """The same rows in an order, and in batches, that the seed decides: ClickHouse's threads give any."""
+        """The same rows in an order, and in batches, that the seed decides: ClickHouse's threads give any.
+
+        What the seed decides after it may not depend on their number: of rows that say the same some may be gone.
+        """
+        rng = Random(self.rng.random())
         texts = [str(sorted(row.items())) for row in rows.to_pylist()]
         order = sorted(range(len(texts)), key=lambda place: texts[place])
-        self.rng.shuffle(order)
-        cut = self.rng.randint(0, len(order))
+        rng.shuffle(order)
+        cut = rng.randint(0, len(order))
         parts = [rows.take(pa.array(some, pa.int64())).combine_chunks() for some in (order[:cut], order[cut:])]
         return pa.concat_tables(parts)
 
