@@ -24,8 +24,8 @@ demo: $(READY)  ## rate and invoice a real LLM trace on this machine
 test: $(READY)  ## run the tests
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
-test-long: $(READY)  ## the same with 10,000 simulated worlds, and more on the runner and under kill -9
-	METERLINE_SEEDS=10000 METERLINE_RUNNER_SEEDS=200 METERLINE_KILL_SEEDS=10 METERLINE_KILL_WORLDS=100 \
+test-long: $(READY)  ## the same with 10,000 simulated worlds, 100,000 mutated records and 100 worlds under kill -9
+	METERLINE_SEEDS=10000 METERLINE_RUNNER_SEEDS=200 METERLINE_KILL_SEEDS=10 METERLINE_KILL_WORLDS=100 METERLINE_FUZZ=100000 \
 		$(BIN)/python -m pytest -n 2 --dist worksteal
 
 check: $(READY)  ## format, lint, types and layers
