@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import apache_beam as beam
 import msgspec
@@ -126,7 +126,7 @@ class Totals:
     def flush(self) -> Iterator[tuple[bytes, bytes]]:
         self._add_held()
         for text, (aggregation, usages) in self._by_key.items():
-            yield text.encode(), pack(aggregation, usages, since=min(usages))
+            yield text.encode(), Pane(usages, min(usages)).packed(aggregation)
         self._by_key, self.cells = {}, 0
 
 
@@ -204,27 +204,32 @@ def _whole(limbs: np.ndarray) -> list[int]:
     return [low + (high << 64) for low, high in limbs.tolist()]
 
 
-def pack(aggregation: Aggregation, usages: UsageByCell, since: Cell | None = None) -> bytes:
-    """Usage by cell as bytes: what crosses the shuffle, and the state of `rate`.
+class Pane(NamedTuple):
+    """Usage of a rating key by cell, as it crosses the shuffle; and the state of `rate`.
 
-    Args:
-      since: The first cell whose line item must be written, as those of all cells after it; none for none.
+    `since` is the first cell whose line item must be written, as those of all cells after it; none for none. Of a state
+    it is the first that was written in its life. An archived pane may come behind fresh ones, whose rows it then moves.
     """
-    rows = [
-        (*cell, usage.event_count, usage.voided_count, _packed_value(aggregation, usage.value))
-        for cell, usage in sorted(usages.items())
-    ]
-    return msgspec.msgpack.encode((rows, since))
 
+    usage: UsageByCell
+    since: Cell | None = None
+    is_archived: bool = False
 
-def unpack(aggregation: Aggregation, packed: bytes) -> tuple[UsageByCell, Cell | None]:
-    """What was packed: the usage, and `since`."""
-    rows, since = msgspec.msgpack.decode(packed)
-    usages = {
-        Cell(window, account): Usage(count, _unpacked_value(aggregation, value), voided_count)
-        for window, account, count, voided_count, value in rows
-    }
-    return usages, Cell(*since) if since else None
+    def packed(self, aggregation: Aggregation) -> bytes:
+        rows = [
+            (*cell, usage.event_count, usage.voided_count, _packed_value(aggregation, usage.value))
+            for cell, usage in sorted(self.usage.items())
+        ]
+        return msgspec.msgpack.encode((rows, self.since, self.is_archived))
+
+    @classmethod
+    def unpacked(cls, aggregation: Aggregation, packed: bytes) -> Pane:
+        rows, since, is_archived = msgspec.msgpack.decode(packed)
+        usage = {
+            Cell(window, account): Usage(count, _unpacked_value(aggregation, value), voided_count)
+            for window, account, count, voided_count, value in rows
+        }
+        return cls(usage, Cell(*since) if since else None, is_archived)
 
 
 def _packed_value(aggregation: Aggregation, value: Any) -> Any:

@@ -17,7 +17,7 @@ from apache_beam.typehints.decorators import no_annotations
 from meterline.schemas.catalog import Catalog
 from meterline.schemas.event import Reason
 from meterline.schemas.records import LineItem, RatingKey, Reject
-from meterline.transforms.meter import pack, unpack
+from meterline.transforms.meter import Pane
 from meterline.transforms.rules.aggregation import merge
 from meterline.transforms.rules.attribution import directory
 from meterline.transforms.rules.line_items import line_items
@@ -77,16 +77,16 @@ class _RateFn(beam.DoFn):
         book = directory(catalog)
         aggregation = book.meters[key.meter_id].aggregation
         stored = state.read()
-        usage = unpack(aggregation, stored)[0] if stored else {}
+        usage, first, _ = Pane.unpacked(aggregation, stored) if stored else Pane({})
         wanted = []
-        for pane in panes:
-            more, since = unpack(aggregation, pane)
-            for cell, one in more.items():
+        for packed in panes:
+            pane = Pane.unpacked(aggregation, packed)
+            for cell, one in pane.usage.items():
                 known = usage.get(cell)
                 usage[cell] = one if known is None else merge(aggregation, known, one)
-            if since is not None:
-                wanted.append(since)
-        state.write(pack(aggregation, usage))
+            wanted += [since for since in (pane.since, first if pane.is_archived else None) if since]
+        written = [*wanted, first] if first else wanted
+        state.write(Pane(usage, min(written, default=None)).packed(aggregation))
         if not wanted:
             return
         priced = book.price_of(key.subscription_id, key.charge_id, key.rate_card_version) if key.charge_id else None

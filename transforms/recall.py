@@ -29,7 +29,7 @@ from meterline.schemas.voids import EventName
 from meterline.transforms import clickhouse
 from meterline.transforms.archive import Span, archived_at_times_of, span_of
 from meterline.transforms.columns import code_column, utc_days
-from meterline.transforms.meter import Totals, UsageByCell, pack, unpack
+from meterline.transforms.meter import Pane, Totals, UsageByCell
 from meterline.transforms.rules.aggregation import FOLDED, Cell, Usage, cumulative, merge, quantity, scaled, voided
 from meterline.transforms.rules.attribution import directory
 
@@ -197,13 +197,13 @@ class _RecallFn(beam.DoFn):
 
 _INSERTS = """
 SELECT partition_id, max(max_block_number) AS block FROM system.parts
-WHERE active AND database = currentDatabase() AND table = 'usage_events' GROUP BY partition_id ORDER BY partition_id
+WHERE active AND database = currentDatabase() AND table = 'usage_events' GROUP BY partition_id
 """
 
 
-def _inserts(url: str) -> list[dict[str, Any]]:
+def _inserts(url: str) -> set[tuple[str, int]]:
     """Changes with each insert into the archive, and not with merges."""
-    return clickhouse.query(url, _INSERTS).to_pylist()
+    return {(row["partition_id"], row["block"]) for row in clickhouse.query(url, _INSERTS).to_pylist()}
 
 
 _IDENTITIES = """
@@ -320,7 +320,8 @@ class _Archived:
             usage = cells.usage(first, end, aggregation)
             if first > start:
                 usage[FOLDED] = cells.folded(start, first, aggregation)
-            yield text.encode(), pack(aggregation, usage, cells.cell(broken) if broken < end else None)
+            pane = Pane(usage, cells.cell(broken) if broken < end else None, is_archived=True)
+            yield text.encode(), pane.packed(aggregation)
         yield from self._others(touched, anew)
 
     def _at_times_of_voids(self) -> dict[int, UsageByCell]:
@@ -341,7 +342,7 @@ class _Archived:
             id = rating_key_id(encoded.decode())
             if id in self._keys:
                 aggregation = self._keys[id][2]
-                for cell, usage in unpack(aggregation, packed)[0].items():
+                for cell, usage in Pane.unpacked(aggregation, packed).usage.items():
                     _add(found.setdefault(id, {}), cell, usage, aggregation)
         return found
 
@@ -448,7 +449,7 @@ class _Archived:
             text, _, aggregation = self._keys[id]
             since = min(usages) if anew else _first_wrong(aggregation, usages, stored.get(id, {}))
             if text in touched or since is not None:
-                yield text.encode(), pack(aggregation, usages, since)
+                yield text.encode(), Pane(usages, since, is_archived=True).packed(aggregation)
 
 
 def _add(usages: UsageByCell, cell: Cell, usage: Usage, aggregation: Aggregation) -> None:

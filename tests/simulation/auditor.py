@@ -19,7 +19,7 @@ from datetime import UTC, date, datetime, timedelta
 from decimal import Context, Decimal
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 HOUR = timedelta(hours=1)
 
@@ -62,6 +62,13 @@ def name_of(event: Event) -> Name:
     return event.tenant, event.time, event.source, event.id
 
 
+class Arrival(NamedTuple):
+    """A record, and when it was received."""
+
+    record: bytes
+    received: datetime
+
+
 @dataclass
 class Books:
     accepted: list[Event] = field(default_factory=list)
@@ -87,9 +94,14 @@ def audit(records: Sequence[bytes], catalog: Catalog, received: datetime, horizo
       received: When all the records came in.
       horizon: How old an event may be then; None for no bound.
     """
+    return audit_arrivals([Arrival(record, received) for record in records], catalog, horizon)
+
+
+def audit_arrivals(arrivals: Sequence[Arrival], catalog: Catalog, horizon: timedelta | None) -> Books:
+    """The same for records that came in at different times."""
     books = Books()
     first_of_identity: dict[tuple[str, str, str, date], Event] = {}
-    for record in records:
+    for record, received in arrivals:
         try:
             event = event_of(record, catalog, received, horizon)
             void = voided_by(event, books.accepted)

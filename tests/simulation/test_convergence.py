@@ -1,6 +1,7 @@
-"""Seeded worlds through the real job into ClickHouse, compared with the auditor's books to the last digit.
+"""Seeded worlds through the real job and Beam's in-process runner, compared with the auditor's books to the last digit.
 
-`METERLINE_SEEDS` says how many worlds are tried, `METERLINE_SEED` names the one to try alone.
+It is slower than test_chaos.py, and fails nowhere, but has the real wiring, files and runner.
+`METERLINE_RUNNER_SEEDS` says how many worlds are tried, `METERLINE_SEED` names the one to try alone.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from .delivery import Treatment, load, many_files, one_file, run
 from .generator import World, generate
 from .ledger import Row, compare, stored
 
-SEEDS = range(int(os.environ.get("METERLINE_SEEDS", "40")))
+SEEDS = range(int(os.environ.get("METERLINE_RUNNER_SEEDS", "16")))
 if "METERLINE_SEED" in os.environ:
     SEEDS = range(int(os.environ["METERLINE_SEED"]), int(os.environ["METERLINE_SEED"]) + 1)
 FEW = SEEDS[: max(1, len(SEEDS) // 10)]
@@ -33,7 +34,7 @@ def replayable(seed: int, test: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        command = f"METERLINE_SEED={seed} python -m pytest tests/simulation/test_convergence.py -k {test}"
+        command = f"METERLINE_SEED={seed} .venv/bin/python -m pytest tests/simulation/test_convergence.py -k {test}"
         raise AssertionError(f"seed {seed}: {error}\nreplay it: {command}") from error
 
 

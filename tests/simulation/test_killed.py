@@ -1,9 +1,14 @@
-"""A run that is killed with SIGKILL, and run again, gives the rows of a run that nothing happened to."""
+"""A run that is killed with SIGKILL, and run again, gives the rows of a run that nothing happened to: the command line
+with the usage of the demo, against an undisturbed run; and generated worlds, against the auditor's books.
+
+`METERLINE_KILL_SEEDS` says how often the command line is tried, `METERLINE_KILL_WORLDS` how many worlds.
+"""
 
 from __future__ import annotations
 
 import os
 import random
+import re
 import subprocess
 import sys
 import time
@@ -14,7 +19,8 @@ import pytest
 from meterline.runners.demo import quickstart, usage_lines
 
 KILLS = 3
-SEEDS = int(os.environ.get("METERLINE_KILL_SEEDS", "3"))
+SEEDS = int(os.environ.get("METERLINE_KILL_SEEDS", "2"))
+WORLDS = int(os.environ.get("METERLINE_KILL_WORLDS", "10"))
 COPIES = 6
 ROWS = {
     "line_items": "SELECT * FROM line_items FINAL ORDER BY ALL",
@@ -110,3 +116,18 @@ def test_a_killed_void_is_completed_by_the_same_command(usage: Path, tmp_path: P
     expected = rows(tmp_path / "expected")
     assert expected["voids"]
     assert rows(tmp_path / "rated") == expected
+
+
+def test_worlds_whose_runs_are_killed_give_the_books() -> None:
+    seeds = map(str, range(WORLDS))
+    run = subprocess.run(
+        [sys.executable, "-m", "tests.simulation.killed", *seeds],
+        capture_output=True,
+        check=False,
+        text=True,
+        timeout=60 + 30 * WORLDS,
+        cwd=Path(__file__).parents[2],
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
+    kills = sum(map(int, re.findall("killed ([0-9]+) times", run.stdout)))
+    assert kills > WORLDS, run.stdout

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from meterline.schemas.catalog import Aggregation
 from meterline.transforms import meter
-from meterline.transforms.meter import Totals, pack, unpack
+from meterline.transforms.meter import Pane, Totals
 from meterline.transforms.rules.aggregation import Cell, Usage, merge, quantity, voided
 from meterline.transforms.rules.money import EXACT
 from tests import strategies
@@ -35,7 +35,7 @@ def aggregated(batches: Iterable[list[Event]]) -> dict[str, dict[Cell, Usage]]:
     for text, packed in panes:
         aggregation = METERS[meter_of(text.decode())]
         usages = found.setdefault(text.decode(), {})
-        for cell, usage in unpack(aggregation, packed)[0].items():
+        for cell, usage in Pane.unpacked(aggregation, packed).usage.items():
             usages[cell] = merge(aggregation, usages[cell], usage) if cell in usages else usage
     return found
 
@@ -143,5 +143,5 @@ def test_what_is_packed_is_unpacked(aggregation: Aggregation, value: Any) -> Non
         Cell(START, "both"): Usage(1, value, 2),
         Cell(START, "web"): voided(aggregation, 2),
     }
-    assert unpack(aggregation, pack(aggregation, usages)) == (usages, None)
-    assert unpack(aggregation, pack(aggregation, usages, since=min(usages))) == (usages, min(usages))
+    for pane in (Pane(usages), Pane(usages, min(usages)), Pane(usages, None, is_archived=True)):
+        assert Pane.unpacked(aggregation, pane.packed(aggregation)) == pane

@@ -17,15 +17,14 @@ from hypothesis import strategies as st
 from meterline.schemas.catalog import Aggregation, Catalog
 from meterline.schemas.event import Reason
 from meterline.schemas.records import LineItem, RatingKey, Reject
-from meterline.transforms.meter import pack
 from meterline.transforms.rate import RateUsage, _RateFn
-from meterline.transforms.rules.aggregation import Cell, Usage, merge, scaled, voided
+from meterline.transforms.rules.aggregation import FOLDED, Cell, Usage, merge, scaled, voided
 from meterline.transforms.rules.attribution import directory
 from meterline.transforms.rules.line_items import line_items
 from tests.transforms import batches
 from tests.transforms.batches import HOUR, START, key_text
 
-Pane = dict[Cell, Usage]
+ByCell = dict[Cell, Usage]
 
 values = {
     Aggregation.SUM: st.integers(0, 9).map(lambda units: scaled(Decimal(units))),
@@ -38,14 +37,14 @@ values = {
 
 
 @st.composite
-def usage_in_panes(draw: st.DrawFn) -> tuple[Aggregation, list[list[Pane]]]:
+def usage_in_panes(draw: st.DrawFn) -> tuple[Aggregation, list[list[ByCell]]]:
     """Panes, in groups that are rated together."""
     aggregation = draw(st.sampled_from(list(Aggregation)))
     voids = st.integers(1, 3).map(lambda count: voided(aggregation, count))
     usage = st.builds(Usage, st.integers(1, 3), values[aggregation], st.integers(0, 2)) | voids
     cell = st.builds(Cell, st.sampled_from([START + HOUR // 2 + HOUR * n for n in range(4)]), st.sampled_from("ab"))
     panes = draw(st.lists(st.dictionaries(cell, usage, min_size=1, max_size=3), min_size=1, max_size=8))
-    groups: list[list[Pane]] = [[]]
+    groups: list[list[ByCell]] = [[]]
     for pane in panes:
         if groups[-1] and draw(st.booleans()):
             groups.append([])
@@ -54,13 +53,13 @@ def usage_in_panes(draw: st.DrawFn) -> tuple[Aggregation, list[list[Pane]]]:
 
 
 def rated(
-    catalog: Catalog, key: str, aggregation: Aggregation, groups: Iterable[list[Pane]]
+    catalog: Catalog, key: str, aggregation: Aggregation, groups: Iterable[list[ByCell]]
 ) -> tuple[list[list[LineItem]], list[Reject]]:
     """What leaves for each group of panes, and the rejects."""
     state, rows, rejects = batches.Cell(), [], []
     for group in groups:
         rows.append([])
-        packed = [pack(aggregation, pane, min(pane)) for pane in group]
+        packed = [Pane(pane, min(pane)).packed(aggregation) for pane in group]
         for element in _RateFn().process((key.encode(), packed), catalog, state):
             if isinstance(element, beam.pvalue.TaggedOutput):
                 rejects.append(element.value)
@@ -69,8 +68,8 @@ def rated(
     return rows, rejects
 
 
-def merged(aggregation: Aggregation, panes: Iterable[Pane]) -> Pane:
-    total: Pane = {}
+def merged(aggregation: Aggregation, panes: Iterable[ByCell]) -> ByCell:
+    total: ByCell = {}
     for pane in panes:
         for cell, usage in pane.items():
             total[cell] = merge(aggregation, total[cell], usage) if cell in total else usage
@@ -91,7 +90,7 @@ def kept(rows: Iterable[LineItem]) -> dict[tuple[int, str], LineItem]:
 
 @given(usage_in_panes(), st.sampled_from(["sub", ""]), st.randoms(use_true_random=False))
 def test_panes_in_any_order_and_cut_give_the_same_rows(
-    catalog: Catalog, usage: tuple[Aggregation, list[list[Pane]]], subscription: str, random: Any
+    catalog: Catalog, usage: tuple[Aggregation, list[list[ByCell]]], subscription: str, random: Any
 ) -> None:
     aggregation, groups = usage
     key = key_text(aggregation.value, subscription=subscription)
@@ -114,6 +113,21 @@ def test_panes_in_any_order_and_cut_give_the_same_rows(
 
 def cell(hour: int) -> Cell:
     return Cell(START + HOUR // 2 + hour * HOUR, "acme")
+
+
+def test_archived_usage_behind_fresh_usage_moves_its_rows(catalog: Catalog) -> None:
+    """It may come in a later pane; that all of its own line items are as they should be does not matter then."""
+    four = Usage(1, scaled(Decimal(4)))
+    fresh = Pane({cell(2): four}, cell(2)).packed(Aggregation.SUM)
+    archived = Pane({FOLDED: Usage(2, scaled(Decimal(8))), cell(3): four}, None, True).packed(Aggregation.SUM)
+    key = key_text("sum").encode()
+    for panes, written in (([[fresh], [archived]], [[2], [2, 3]]), ([[archived], [fresh]], [[], [2, 3]])):
+        state = batches.Cell()
+        rows = [list(_RateFn().process((key, pane), catalog, state)) for pane in panes]
+        assert [[row.window_start for row in some] for some in rows] == [
+            [cell(hour).window_start for hour in hours] for hours in written
+        ]
+        assert [(row.quantity_from, row.quantity_to, row.revision) for row in rows[-1]] == [(8, 12, 3), (12, 16, 4)]
 
 
 def test_late_usage_writes_the_later_cells_again(catalog: Catalog) -> None:
@@ -152,7 +166,7 @@ def test_usage_without_a_price_any_more_is_rejected(catalog: Catalog) -> None:
 
 def test_a_stream_writes_a_row_for_each_pane(catalog: Catalog) -> None:
     key = key_text("sum").encode()
-    panes = [pack(Aggregation.SUM, {cell(hour): Usage(1, scaled(Decimal(4)))}, cell(hour)) for hour in (1, 2, 1)]
+    panes = [Pane({cell(hour): Usage(1, scaled(Decimal(4)))}, cell(hour)).packed(Aggregation.SUM) for hour in (1, 2, 1)]
     stream = Stream()
     for pane in panes:
         stream = stream.add_elements([(key, pane)]).advance_processing_time(60)

@@ -1,0 +1,523 @@
+"""Worlds that come in badly: cut into runs, shuffled, sent twice, late; runs that fail, fall back and are killed; rows
+that reach ClickHouse late, twice and out of order. All of it from one seed, and nothing of it may change a row.
+
+What may go wrong is what the Beam model and docs/exactly_once.md permit, and all of that:
+
+- **Runs** start without state and recall the archive before they count an event. One runs at a time. A killed one is
+  repeated with the same input; where only its line items were missing, `rate --from-archive` may complete them instead.
+- **Bundles** are of any size. One that fails leaves no state and no output, but the rows it had inserted, in part or
+  whole; it is tried again, perhaps as other bundles, by a new worker.
+- **Checkpoints** hold everything a run is: position in its input, both shuffles, state, watermark, counters. An older
+  one may be restored at any time: what came after it comes again, in other bundles and another order.
+- **Order** is free, but in worlds where two events contend for one identity: there the events of a key keep theirs.
+  Runs keep theirs also in worlds with voids: what is voided came in an earlier run, or will only in a later one.
+- **The watermark** follows the time at which the oldest pending record was received, or runs ahead of it by less than a
+  day. State of a window that has ended by the job's own allowed lateness is gone, and what comes for it is dropped.
+- **Inserts** that were acknowledged are stored, and may be repeated much later. Of others, when the worker died, any
+  part is stored: now, later or never; only not while `recall` reads.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from datetime import datetime, time, timedelta
+from pathlib import Path
+from random import Random
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+
+from meterline.transforms import clickhouse
+
+from . import auditor, engine
+from .auditor import Books
+from .delivery import load, microseconds
+from .generator import World, generate
+from .ledger import TABLES, Different, compare, stored
+
+# One world in 200 is large, so that identities collide where they are cut short.
+LARGE, EVERY = 800, 200
+MAX_FAULTS = 8
+# Where most goes wrong in a world, so that each place has worlds in which it is tried again and again.
+WEAK_SPOTS = ("", "query", "voids", "usage_events", "line_items", "stored", "commit")
+ARCHIVE = ("rating_keys", "voids", "usage_events")
+BEGINNING = -(2**62)  # a watermark before all time
+
+
+# --- what comes in --------------------------------------------------------------------------------------
+
+
+class Scenario(NamedTuple):
+    """A world and how it comes in.
+
+    `inputs` are the records of each run in their order; `ordered` says whether that order decides anything, `in_turn`
+    whether the order of the runs does.
+    """
+
+    seed: int
+    world: World
+    inputs: list[list[auditor.Arrival]]
+    ordered: bool
+    in_turn: bool
+    shards: int
+    sizes: engine.Sizes
+    ahead: timedelta
+    fault_rate: float
+    weak_spot: str
+
+    @property
+    def books(self) -> Books:
+        arrivals = [arrival for arrivals in self.inputs for arrival in arrivals]
+        return auditor.audit_arrivals(arrivals, self.world.catalog, self.world.horizon)
+
+
+def imagine(seed: int) -> Scenario:
+    """The scenario of a seed, always the same."""
+    rng = Random(f"chaos {seed}")
+    ordered = rng.random() < 0.35
+    world = generate(seed, LARGE if is_large(seed) else rng.randint(20, 60), conflicts=ordered)
+    arrivals = _received(rng, world)
+    cuts = sorted(rng.randint(0, len(arrivals)) for _ in range(rng.choice([0, 0, 1, 1, 2])))
+    inputs = [arrivals[start:end] for start, end in zip([0, *cuts], [*cuts, len(arrivals)])]
+    if not ordered and rng.random() < 0.3:
+        rng.shuffle(inputs)
+    has_voids = len(inputs) > 1 and rng.random() < 0.5
+    if has_voids:
+        inputs = _voided(rng, world, inputs)
+    sizes = engine.Sizes(rng.choice([10, 100, 50_000]), rng.choice([0, 5, 200_000]), rng.random() < 0.8)
+    ahead = timedelta(hours=rng.choice([0, 23, 23]))
+    shards, rate, weak_spot = rng.choice([1, 3]), rng.choice([0, 0.02, 0.03, 0.04]), rng.choice(WEAK_SPOTS)
+    return Scenario(seed, world, inputs, ordered, ordered or has_voids, shards, sizes, ahead, rate, weak_spot)
+
+
+def is_large(seed: int) -> bool:
+    return seed % EVERY == EVERY // 2
+
+
+def _received(rng: Random, world: World) -> list[auditor.Arrival]:
+    """The records in an order of arrival: some of them twice, some at the edge of the horizon."""
+    records = world.records + rng.sample(world.records, len(world.records) // 8)
+    rng.shuffle(records)
+    moments = sorted(world.received + timedelta(minutes=rng.choice([0, 0, 50, 600])) for _ in range(3))
+    arrivals = [auditor.Arrival(record, rng.choice(moments)) for record in records]
+    if world.horizon is not None and rng.random() < 0.8:
+        # What happened late on some day comes, or comes again, just before it is too old; some other records with it.
+        dated = sorted(_dated(world, rng.sample(world.records, 20)), key=_time_of_day)
+        if dated:
+            edge, _ = dated[-1]
+            late = [record for time, record in dated if time.date() == edge.date()] + rng.sample(records, 5)
+            firsts = set(late[::2])
+            arrivals = [arrival for arrival in arrivals if arrival.record not in firsts]
+            for record in late:
+                age = rng.choice([timedelta(0), timedelta(microseconds=1), timedelta(minutes=rng.randint(1, 40))])
+                arrivals.append(auditor.Arrival(record, max(edge + world.horizon - age, moments[-1])))
+    return sorted(arrivals, key=lambda arrival: arrival.received)
+
+
+def _dated(world: World, records: list[bytes]) -> Iterator[tuple[datetime, bytes]]:
+    """The good ones, with their times."""
+    for record in records:
+        try:
+            yield auditor.event_of(record, world.catalog, world.received, world.horizon).time, record
+        except auditor.Rejected:
+            continue
+
+
+def _time_of_day(dated: tuple[datetime, bytes]) -> tuple[time, bytes]:
+    return dated[0].time(), dated[1]
+
+
+def _voided(rng: Random, world: World, inputs: list[list[auditor.Arrival]]) -> list[list[auditor.Arrival]]:
+    """The same with voiding events: of events that an earlier run has accepted, some of them twice, and, in vain, of
+    what no run accepts, or only a later one. An event of the same run is left out: what went wrong decides whether it
+    is archived by then.
+    """
+
+    def accepted(runs: int) -> dict[auditor.Name, auditor.Event]:
+        arrivals = [arrival for arrivals in inputs[:runs] for arrival in arrivals]
+        books = auditor.audit_arrivals(arrivals, world.catalog, world.horizon)
+        return {auditor.name_of(event): event for event in books.accepted}
+
+    known = [accepted(runs) for runs in range(len(inputs) + 1)]
+    with_voids = []
+    for run, arrivals in enumerate(inputs):
+        named = _some(rng, known[run]) * rng.choice([1, 1, 2])
+        named += _some(rng, {name: event for name, event in known[-1].items() if name not in known[run + 1]})[:2]
+        named += [replace(event, id=f"no {event.id}"[:512]) for event in _some(rng, known[run])[:1]]
+        arrivals = arrivals.copy()
+        for event in named if arrivals else ():
+            place = rng.randrange(len(arrivals))
+            void = auditor.void_record(event, rng.choice(["a reason", "another"]))
+            arrivals.insert(place, auditor.Arrival(void, arrivals[place].received))
+        with_voids.append(arrivals)
+    return with_voids
+
+
+def _some(rng: Random, events: dict[auditor.Name, auditor.Event]) -> list[auditor.Event]:
+    return rng.sample([events[name] for name in sorted(events)], len(events) // rng.randint(1, 8))
+
+
+# --- what goes wrong ------------------------------------------------------------------------------------
+
+
+class Crash(Exception):
+    """A bundle is gone, with the worker that had it."""
+
+
+class Killed(Exception):
+    """A run is gone, with all it was."""
+
+
+@dataclass
+class Faults:
+    """When something goes wrong."""
+
+    rng: Random
+    rate: float
+    weak_spot: str
+    left: int = MAX_FAULTS
+    forgotten: int = 0  # how often a run began again from nothing but the archive
+
+    def strike(self, place: str) -> bool:
+        rate = 8 * self.rate if place == self.weak_spot else self.rate
+        if self.left and self.rng.random() < rate:
+            self.left -= 1
+            return True
+        return False
+
+    def step(self, place: str) -> None:
+        """The worker may fail here."""
+        if self.strike(place):
+            raise Crash
+
+
+@dataclass
+class Sink:
+    """The way to ClickHouse.
+
+    Rows are stored only when somebody asks for them, which nobody can tell from storing them at once, and is faster.
+    """
+
+    url: str
+    rng: Random
+    faults: Faults
+    at_once: bool = False
+    archived: bool = False
+    is_still: bool = False  # nothing that is late comes
+    _insert: Any = field(default_factory=lambda: clickhouse.insert)
+    _query: Any = field(default_factory=lambda: clickhouse.query)
+    _arrived: dict[str, list[pa.Table]] = field(default_factory=lambda: {table: [] for table in TABLES[::-1]})
+    _late: list[tuple[str, pa.Table]] = field(default_factory=list)
+
+    def insert(self, url: str, table: str, rows: pa.Table) -> None:
+        assert url == self.url
+        self.let_late_rows_in(0.1)
+        if self.faults.strike(table):
+            some = rows.filter(pa.array([self.rng.random() < 0.5 for _ in range(rows.num_rows)], pa.bool_()))
+            place = self.rng.choice(["stored", "stored", "late", "late", "lost"])
+            part = self.rng.choice([rows, some])
+            if place == "stored":
+                self._store(table, part)
+            elif place == "late":
+                self._late.append((table, part))
+            raise Crash
+        self._store(table, rows)
+        if self.rng.random() < 0.15:
+            self._late.append((table, rows))
+        self.faults.step("stored")
+
+    def query(self, url: str, sql: str, *args: Any, **options: Any) -> pa.Table:
+        assert url == self.url
+        self.faults.step("query")
+        if not self.is_still:
+            self.let_late_rows_in(0.5)
+        self.flush(*ARCHIVE)
+        return self._shuffled(self._query(url, sql, *args, **options))
+
+    def _shuffled(self, rows: pa.Table) -> pa.Table:
+        """The same rows in an order, and in batches, that the seed decides: ClickHouse's threads give any.
+
+        What the seed decides after it may not depend on their number: of rows that say the same some may be gone.
+        """
+        rng = Random(self.rng.random())
+        texts = [str(sorted(row.items())) for row in rows.to_pylist()]
+        order = sorted(range(len(texts)), key=lambda place: texts[place])
+        rng.shuffle(order)
+        cut = rng.randint(0, len(order))
+        parts = [rows.take(pa.array(some, pa.int64())).combine_chunks() for some in (order[:cut], order[cut:])]
+        return pa.concat_tables(parts)
+
+    @contextmanager
+    def still(self) -> Iterator[None]:
+        """Whoever reads twice meanwhile reads the same rows."""
+        self.is_still = True
+        try:
+            yield
+        finally:
+            self.is_still = False
+
+    def let_late_rows_in(self, chance: float) -> None:
+        while self._late and self.rng.random() < chance:
+            self._store(*self._late.pop(self.rng.randrange(len(self._late))))
+
+    def settle(self) -> None:
+        """The end of all that was late; what nobody acknowledged may never come."""
+        self.rng.shuffle(self._late)
+        for table, rows in self._late:
+            if self.rng.random() < 0.8:
+                self._store(table, rows)
+        self.flush(*TABLES)
+
+    def _store(self, table: str, rows: pa.Table) -> None:
+        if rows.num_rows:
+            self.archived |= table == "usage_events"
+            self._arrived[table].append(rows)
+        if self.at_once:
+            self.flush(table)
+
+    def flush(self, *tables: str) -> None:
+        for table in tables:
+            arrived, self._arrived[table] = self._arrived[table], []
+            # Of rows with one key and revision the last insert wins, so not all go in one.
+            cut = self.rng.randint(0, len(arrived)) if table == "line_items" else 0
+            for some in (arrived[:cut], arrived[cut:]):
+                if some:
+                    self._insert(self.url, table, pa.concat_tables(some).unify_dictionaries())
+
+
+# --- runs -----------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Progress:
+    """All that a run is, but for its worker: what a checkpoint holds. Values in it are never changed, only replaced."""
+
+    position: int = 0
+    touched: list[bytes] = field(default_factory=list)
+    known: list[engine.Known] | None = None  # None: the archive was not recalled yet
+    pieces: list[engine.Piece] = field(default_factory=list)
+    seen: dict[engine.SeenKey, tuple[bytes, ...]] = field(default_factory=dict)
+    usage: dict[bytes, tuple[bytes, ...]] = field(default_factory=dict)
+    rated: dict[bytes, bytes] = field(default_factory=dict)
+    watermark: int = BEGINNING
+    counters: Counter[str] = field(default_factory=Counter)
+
+    def copy(self) -> Progress:
+        mine = {name: value.copy() if hasattr(value, "copy") else value for name, value in vars(self).items()}
+        return Progress(**mine)
+
+    def has_archived(self, arrivals: list[auditor.Arrival]) -> bool:
+        """Whether nothing but line items can be missing."""
+        return self.position == len(arrivals) and self.known is not None and not self.pieces
+
+    def is_done(self, arrivals: list[auditor.Arrival]) -> bool:
+        return self.has_archived(arrivals) and not self.usage
+
+    def put(self, usage: list[engine.Usage]) -> None:
+        for key, packed in usage:
+            self.usage[key] = (*self.usage.get(key, ()), packed)
+
+
+@dataclass
+class Run:
+    """One attempt at an input, by a job that was submitted for it."""
+
+    job: engine.Job
+    scenario: Scenario
+    sink: Sink
+    rng: Random
+    origin: str
+    arrivals: list[auditor.Arrival]
+    now: Progress = field(default_factory=Progress)
+
+    def finish(self) -> None:
+        """Bundle after bundle.
+
+        Raises:
+          Killed: somewhere between; `now` is what was committed.
+        """
+        worker = engine.Worker(self.job)
+        checkpoints = [self.now.copy()]
+        while not self.now.is_done(self.arrivals):
+            after = self.now.copy()
+            try:
+                with engine.counting(after.counters):
+                    self._bundle(worker, after)
+                self.sink.faults.step("commit")
+            except Crash:
+                worker = engine.Worker(self.job)
+                match self.rng.choice(["bundle", "bundle", "checkpoint", "run", "run"]):
+                    case "checkpoint":
+                        self.now = self.rng.choice(checkpoints).copy()
+                        self.sink.faults.forgotten += self.now.known is None
+                    case "run":
+                        self.sink.faults.forgotten += 1
+                        raise Killed from None
+                continue
+            self.now = after
+            if self.rng.random() < 0.3:
+                checkpoints.append(self.now.copy())
+
+    def _bundle(self, worker: engine.Worker, now: Progress) -> None:
+        """Some bundle that is due."""
+        if now.position < len(self.arrivals):
+            pieces, touched = worker.attribute(self._blocks(now))
+            now.pieces += pieces
+            now.touched += touched
+        elif now.known is None:
+            # `meterline rate` leaves it out where nothing is archived.
+            may_be_archived = self.sink.archived or self.rng.random() < 0.2
+            now.known, usage = recall(worker, now.touched, self.sink) if may_be_archived else ([], [])
+            now.put(usage)
+        elif now.pieces and (not now.usage or self.rng.random() < 0.6):
+            pieces = self._some_pieces(now)
+            now.put(worker.deduplicate(pieces, now.known, now.seen))
+            self._advance(now)
+        else:
+            worker.rate(list(self._panes(now)), now.rated)
+
+    def _blocks(self, now: Progress) -> Iterator[engine.Block]:
+        for _ in range(self.rng.randint(1, 4)):
+            rest = self.arrivals[now.position : now.position + self.rng.choice([1, 15, 50, 200])]
+            records = [arrival.record for arrival in rest if arrival.received == rest[0].received]
+            if records:
+                received_time = microseconds(rest[0].received)
+                yield engine.block(records, now.position, self.origin, received_time)
+                now.position += len(records)
+
+    def _some_pieces(self, now: Progress) -> list[engine.Piece]:
+        """Pieces out of the first shuffle; without those that come too late, as a runner drops them."""
+        taken: list[engine.Piece] = []
+        left: list[engine.Piece] = []
+        waiting: set[engine.SeenKey] = set()
+        wanted = self.rng.choice([1, 5, 20, 50])
+        for piece in now.pieces:
+            key = piece.shard, piece.window
+            if len(taken) < wanted and key not in waiting and self.rng.random() < 0.7:
+                taken.append(piece)
+            else:
+                left.append(piece)
+                if self.scenario.ordered:
+                    waiting.add(key)
+        now.pieces = left
+        if not self.scenario.ordered:
+            self.rng.shuffle(taken)
+        return [piece for piece in taken if not self.job.windowing.has_ended(piece.window, now.watermark)]
+
+    def _panes(self, now: Progress) -> Iterator[tuple[bytes, list[bytes]]]:
+        """Some usage of some keys out of the second shuffle, in any order."""
+        keys = self.rng.sample(sorted(now.usage), min(len(now.usage), self.rng.choice([3, 20, 100, 300])))
+        for key in keys:
+            waiting = now.usage.pop(key)
+            pane = self.rng.sample(waiting, len(waiting) if self.rng.random() < 0.5 else 1)
+            if len(pane) < len(waiting):
+                now.usage[key] = _without(waiting, pane)
+            yield key, pane
+
+    def _advance(self, now: Progress) -> None:
+        """Let the watermark follow what was received, and state end. Where input has no horizon, it is bounded."""
+        if self.job.horizon is None or self.rng.random() < 0.2:
+            return
+        pending = [piece.received_time for piece in now.pieces]
+        if pending:
+            ahead = self.scenario.ahead // timedelta(microseconds=1)
+            now.watermark = max(now.watermark, min(pending) + ahead)
+        for key in [key for key in now.seen if self.job.windowing.has_ended(key[1], now.watermark)]:
+            del now.seen[key]
+
+
+def recall(
+    worker: engine.Worker, touched: list[bytes], sink: Sink, anew: bool = False
+) -> tuple[list[engine.Known], list[engine.Usage]]:
+    with sink.still():
+        return worker.recall(touched, anew)
+
+
+def _without(all_of_them: tuple[bytes, ...], some: list[bytes]) -> tuple[bytes, ...]:
+    rest = list(all_of_them)
+    for one in some:
+        rest.remove(one)
+    return tuple(rest)
+
+
+# --- all of it ------------------------------------------------------------------------------------------
+
+
+def check(seed: int, url: str) -> None:
+    """Play a seed, and compare what ClickHouse holds in the end with the auditor's books.
+
+    Raises:
+      Different: they are not equal to the last digit, or some record is nowhere.
+    """
+    empty(url)
+    scenario = imagine(seed)
+    counters, forgotten = play(scenario, url)
+    books = scenario.books
+    compare(stored(url), books, scenario.world.catalog)
+    account_for(books, counters, forgotten)
+
+
+def empty(url: str) -> None:
+    for table in TABLES:
+        clickhouse.command(url, f"TRUNCATE TABLE {table}")
+
+
+def play(scenario: Scenario, url: str) -> tuple[Counter[str], int]:
+    """Rate the inputs; the counters of all runs that counted, and how many began again."""
+    rng = Random(f"play {scenario.seed}")
+    faults = Faults(rng, scenario.fault_rate, scenario.weak_spot)
+    sink = Sink(url, rng, faults)
+    counters: Counter[str] = Counter()
+    complete_from_archive = rng.random() < 0.1
+    with submitted(scenario, url, sink) as job:
+        waiting = list(enumerate(scenario.inputs))
+        while waiting:
+            number, arrivals = waiting.pop(0)
+            run = Run(job, scenario, sink, rng, f"run {number}", arrivals)
+            try:
+                run.finish()
+            except Killed:
+                if not run.now.has_archived(arrivals) or rng.random() < 0.5:
+                    later = 0 if scenario.in_turn else rng.randint(0, len(waiting))
+                    waiting.insert(later, (number, arrivals))
+                    continue
+                complete_from_archive = True
+            counters += run.now.counters
+        while complete_from_archive:
+            run = Run(job, scenario, sink, rng, "", [], Progress(known=[]))
+            with engine.counting(Counter()):
+                try:
+                    _, usage = recall(engine.Worker(job), engine.all_spans(url), sink, anew=True)
+                    run.now.put(usage)
+                    run.finish()
+                    break
+                except (Crash, Killed):
+                    continue
+        sink.settle()
+    return counters, faults.forgotten
+
+
+@contextmanager
+def submitted(scenario: Scenario, url: str, sink: Sink) -> Iterator[engine.Job]:
+    """The job for a scenario, with the sink between it and ClickHouse."""
+    with tempfile.TemporaryDirectory() as folder, engine.between(sink.insert, sink.query, scenario.sizes):
+        horizon = scenario.world.horizon
+        catalog, windowing = load(scenario.world, Path(folder)), engine.declared_windowing(horizon)
+        yield engine.Job(catalog, url, horizon, scenario.shards, windowing)
+
+
+def account_for(books: Books, counters: Counter[str], forgotten: int) -> None:
+    """Every record that came is in one place, and the job's own counters say so."""
+    expected = Counter(f"{stage}/{reason}" for reason, stage, _ in books.rejects)
+    expected["validate/records"] = len(books.accepted) + books.duplicates + len(books.rejects)
+    found = Counter({name: count for name, count in counters.items() if count and not name.startswith(("rate", "rec"))})
+    accepted, duplicates = found.pop("deduplicate/accepted", 0), found.pop("deduplicate/duplicate", 0)
+    if found != expected or accepted + duplicates != len(books.accepted) + books.duplicates:
+        raise Different(f"counters: the job counted {counters}, the books {expected}")
+    # What a run had archived before it began again is known already.
+    if accepted > len(books.accepted) or (accepted < len(books.accepted) and not forgotten):
+        raise Different(f"{accepted} events were counted as accepted, the books have {len(books.accepted)}")

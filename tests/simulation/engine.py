@@ -1,0 +1,294 @@
+"""The stages of `rate_usage` driven by hand, bundle by bundle, as a runner drives them.
+
+The one place of the simulation that knows the DoFns from inside. State, side inputs and the two shuffles belong to the
+caller; a `Worker` holds what a worker holds, and is thrown away when a bundle fails, as Beam does it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, MutableMapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from functools import lru_cache, partial
+from typing import Any, NamedTuple
+
+import apache_beam as beam
+import numpy as np
+import pyarrow as pa
+import pytest
+from apache_beam.runners.portability.fn_api_runner import FnApiRunner
+from apache_beam.runners.worker import statesampler
+from apache_beam.transforms.window import WindowFn
+
+from meterline.schemas.catalog import Catalog
+from meterline.transforms import (
+    archive,
+    attribute,
+    clickhouse,
+    deduplicate,
+    meter,
+    rate,
+    recall,
+    scan,
+    validate,
+    void,
+    write,
+)
+from meterline.transforms.blocks import Block, Records
+from meterline.transforms.coders import BatchCoder
+
+Usage = tuple[bytes, bytes]  # a rating key's text, and packed usage of it
+Known = tuple[Any, ...]  # what the side input of `deduplicate` holds
+SeenKey = tuple[bytes, Any]  # shard and window
+BATCHES = BatchCoder()
+
+
+class Piece(NamedTuple):
+    """Encoded events of one key and window in the shuffle before `deduplicate`."""
+
+    shard: bytes
+    events: bytes
+    window: Any
+    received_time: int  # microseconds since 1970: it holds the watermark back
+
+
+class Windowing(NamedTuple):
+    """What the job tells the runner about the windows of `deduplicate`."""
+
+    window_fn: WindowFn
+    lateness_seconds: float
+
+    def of(self, timestamp: Any) -> Any:
+        (window,) = self.window_fn.assign(WindowFn.AssignContext(timestamp))
+        return window
+
+    def has_ended(self, window: Any, watermark: int) -> bool:
+        """Whether a runner drops the window's state, and what comes for it; the watermark is in microseconds."""
+        return window.max_timestamp().micros + self.lateness_seconds * 1e6 < watermark
+
+
+def declared_windowing(horizon: timedelta | None) -> Windowing:
+    """As it stands in the pipeline that the job builds."""
+    return _declared_windowing(horizon, deduplicate.SLACK)
+
+
+@lru_cache
+def _declared_windowing(horizon: timedelta | None, _: timedelta) -> Windowing:
+    pipeline = beam.Pipeline(runner=FnApiRunner())
+    events = pipeline | beam.Create([])
+    {"events": events} | "Deduplicate" >> deduplicate.DeduplicateEvents(horizon=horizon)
+    found: list[Any] = []
+
+    class Visitor(beam.pipeline.PipelineVisitor):
+        def visit_transform(self, node: Any) -> None:
+            if node.full_label == "Deduplicate/ByDay":
+                found.append(node.outputs[None].windowing)
+
+    pipeline.visit(Visitor())
+    (windowing,) = found
+    return Windowing(windowing.windowfn, windowing.allowed_lateness.micros / 1e6)
+
+
+class _Cell:
+    """A cell of keyed state that holds a value."""
+
+    def __init__(self, cells: MutableMapping[Any, bytes], key: Any) -> None:
+        self._cells, self._key = cells, key
+
+    def read(self) -> bytes | None:
+        return self._cells.get(self._key)
+
+    def write(self, value: bytes) -> None:
+        self._cells[self._key] = value
+
+
+class _Bag:
+    """A cell that holds any number of elements, in no order that anybody may know."""
+
+    def __init__(self, cells: MutableMapping[Any, tuple[bytes, ...]], key: Any) -> None:
+        self._cells, self._key = cells, key
+
+    def read(self) -> Iterator[bytes]:
+        return iter(sorted(self._cells.get(self._key, ())))
+
+    def add(self, element: bytes) -> None:
+        self._cells[self._key] = (*self._cells.get(self._key, ()), element)
+
+    def clear(self) -> None:
+        self._cells.pop(self._key, None)
+
+
+@dataclass(frozen=True)
+class Job:
+    """What was submitted; `windowing` comes from the job itself."""
+
+    catalog: Catalog
+    url: str
+    horizon: timedelta | None
+    shards: int
+    windowing: Windowing
+
+
+class Worker:
+    """The DoFns of a job after their setup. Each method is one bundle of one fused stage."""
+
+    def __init__(self, job: Job) -> None:
+        self._job = job
+        self._validate = validate._ValidateFn(job.horizon)
+        self._attribute = attribute._AttributeFn()
+        self._void = void._VoidFn(job.url)
+        self._touch = recall._TouchFn()
+        self._shard = deduplicate._ShardFn(job.shards)
+        self._recall = recall._RecallFn(job.url)
+        self._recall_anew = recall._RecallFn(job.url, anew=True)
+        self._shard_identities = deduplicate._ShardIdentitiesFn(job.shards)
+        self._deduplicate = deduplicate._DeduplicateFn(job.url)
+        self._meter = meter._MeterFn()
+        self._rate = rate._RateFn()
+        keys_first = {"rating_keys": write.rating_key_rows, "voids": write.void_rows}
+        self._archive = write._InsertFn(job.url, {**keys_first, "usage_events": write.usage_event_rows})
+        self._items = write._InsertFn(job.url, {"line_items": write.line_item_rows})
+        self._rejects = write._InsertFn(job.url, {"rejects": write.reject_rows})
+        for dofn in vars(self).values():
+            if isinstance(dofn, beam.DoFn):
+                dofn.setup()
+
+    def attribute(self, blocks: Iterable[Block]) -> tuple[list[Piece], list[bytes]]:
+        """validate, attribute, void, and the cut by shard and day; also what is touched, for `recall`."""
+        self._start(self._validate, self._attribute, self._void, self._touch, self._shard, self._rejects)
+        pieces: list[Piece] = []
+        touched: list[bytes] = []
+        for block in blocks:
+            for events in self._main(self._validate.process(block, self._job.catalog)):
+                for attributed in self._main(self._attribute.process(events, self._job.catalog)):
+                    for voided in self._main(self._void.process(attributed), touched):
+                        self._touch.process(voided)
+                        pieces += self._pieces(voided, block.received_time)
+        touched += [keyed.value[1] for keyed in self._finish(self._touch)]
+        self._finish(self._rejects)
+        return pieces, touched
+
+    def _pieces(self, events: pa.RecordBatch, received_time: int) -> Iterator[Piece]:
+        for stamped in self._shard.process(events):
+            shard, part = stamped.value
+            yield Piece(shard, BATCHES.encode(part), self._job.windowing.of(stamped.timestamp), received_time)
+
+    def recall(self, touched: Sequence[bytes], anew: bool = False) -> tuple[list[Known], list[Usage]]:
+        """The archive: identities for `deduplicate`, and the usage of archived events."""
+        reading = self._recall_anew if anew else self._recall
+        self._start(reading, self._shard_identities)
+        known: list[Known] = []
+        usage: list[Usage] = []
+        for output in reading.process(("touched", touched), self._job.catalog) if touched else ():
+            if isinstance(output, beam.pvalue.TaggedOutput):
+                assert output.tag == "identities"
+                known += self._shard_identities.process(output.value)
+            else:
+                usage.append(output)
+        return known, usage
+
+    def deduplicate(
+        self, pieces: Iterable[Piece], known: Sequence[Known], seen: MutableMapping[SeenKey, tuple[bytes, ...]]
+    ) -> list[Usage]:
+        """deduplicate and meter, and the inserts of events and conflicts."""
+        self._start(self._deduplicate, self._meter, self._archive, self._rejects)
+        usage: list[Usage] = []
+        for shard, encoded, window, _ in pieces:
+            keyed, bag = (shard, BATCHES.decode(encoded)), _Bag(seen, (shard, window))
+            for events in self._main(self._deduplicate.process(keyed, known, window, bag)):
+                usage += self._meter.process(events, self._job.catalog)
+                self._archive.process(events)
+        usage += [keyed.value for keyed in self._finish(self._meter)]
+        self._finish(self._archive)
+        self._finish(self._rejects)
+        return usage
+
+    def rate(self, panes: Iterable[tuple[bytes, list[bytes]]], rated: MutableMapping[bytes, bytes]) -> None:
+        """rate, and the insert of line items."""
+        self._start(self._rate, self._items, self._rejects)
+        for pane in panes:
+            for item in self._main(self._rate.process(pane, self._job.catalog, _Cell(rated, pane[0]))):
+                self._items.process(item)
+        self._finish(self._items)
+        self._finish(self._rejects)
+
+    def _main(self, outputs: Iterable[Any], touched: list[bytes] | None = None) -> Iterator[Any]:
+        for output in outputs:
+            match output:
+                case beam.pvalue.TaggedOutput(tag="rejects"):
+                    self._rejects.process(output.value)
+                case beam.pvalue.TaggedOutput(tag="touched") if touched is not None:
+                    touched.append(output.value[1])
+                case _:
+                    assert not isinstance(output, beam.pvalue.TaggedOutput), output.tag
+                    yield output
+
+    @staticmethod
+    def _start(*dofns: beam.DoFn) -> None:
+        for dofn in dofns:
+            dofn.start_bundle()
+
+    @staticmethod
+    def _finish(dofn: beam.DoFn) -> list[Any]:
+        return list(dofn.finish_bundle() or ())
+
+
+def all_spans(url: str) -> list[bytes]:
+    """What `meterline rate --from-archive` recalls, for all periods at once."""
+    texts = clickhouse.query(url, "SELECT DISTINCT rating_key FROM rating_keys").column("rating_key").to_pylist()
+    keys = map(recall.RatingKey.parse, texts)
+    spans = {archive.span_of(key) for key in keys}
+    return [recall.Touched(spans=spans).packed()[1]] if spans else []
+
+
+def block(records: Sequence[bytes], first_position: int, origin: str, received_time: int) -> Block:
+    """Records that came one after the other."""
+    return Block(Records.of(records), np.arange(first_position, first_position + len(records)), origin, received_time)
+
+
+class _Tracker:
+    """What Beam's counters report to while a bundle runs."""
+
+    def __init__(self, counters: Counter[str]) -> None:
+        self._counters = counters
+
+    def update_metric(self, typed_name: Any, value: int) -> None:
+        name = typed_name.metric_name
+        self._counters[f"{name.namespace}/{name.name}"] += value
+
+
+@contextmanager
+def counting(counters: Counter[str]) -> Iterator[None]:
+    """Let the job's counters count here."""
+    before = statesampler.get_current_tracker()
+    statesampler.set_current_tracker(_Tracker(counters))
+    try:
+        yield
+    finally:
+        statesampler.set_current_tracker(before)
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """After how much the stages pass on what they hold, also within a bundle; and which scanner is used."""
+
+    max_rows: int = write.MAX_ROWS
+    max_cells: int = meter._MAX_CELLS
+    vectorised: bool = True
+
+
+@contextmanager
+def between(
+    insert: Callable[[str, str, pa.Table], None], query: Callable[..., pa.Table], sizes: Sizes
+) -> Iterator[None]:
+    """Put something between the stages and ClickHouse."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(clickhouse, "insert", insert)
+        patch.setattr(clickhouse, "query", query)
+        patch.setattr(write, "MAX_ROWS", sizes.max_rows)
+        patch.setattr(meter, "_MAX_CELLS", sizes.max_cells)
+        if not sizes.vectorised:
+            patch.setattr(validate, "Scanner", partial(scan.Scanner, vectorised=False))
+        yield
