@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from meterline.schemas.catalog import Aggregation, Catalog
 from meterline.schemas.event import Reason
 from meterline.schemas.records import LineItem, RatingKey, Reject
+from meterline.transforms.meter import Pane
 from meterline.transforms.rate import RateUsage, _RateFn
 from meterline.transforms.rules.aggregation import FOLDED, Cell, Usage, merge, scaled, voided
 from meterline.transforms.rules.attribution import directory
