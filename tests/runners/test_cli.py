@@ -364,3 +364,35 @@ def test_an_instant_out_of_range_is_a_mistake(now: str, meterline: Command, tmp_
 def test_a_file_may_have_any_name(name: str, meterline: Command, tmp_path: Path) -> None:
     written(tmp_path, name, lines("1"))
     assert json.loads(meterline.rate(tmp_path / "*.ndjson", "--json").out)["accepted"] == 1
+
+
+TWO_METERS = """
+meters:
+  - {id: n, event_type: t, aggregation: sum, value: n, unit: x}
+  - {id: calls, event_type: t, aggregation: count, unit: x}
+accounts: [{id: acme, name: Acme}]
+"""
+
+
+def test_usage_of_a_meter_that_the_catalog_has_no_more_keeps_its_line_items(meterline: Command, tmp_path: Path) -> None:
+    def event(name: str) -> str:
+        head = f'{{"specversion":"1.0","id":"{name}","source":"/s","type":"t","subject":"acme"'
+        return head + ',"time":"2026-01-05T00:00:00Z","data":{"n":"2"}}\n'
+
+    first = written(tmp_path, "1.ndjson", event("a").encode())
+    both = written(tmp_path, "2.ndjson", (event("a") + event("b")).encode())
+    for file, catalog in (
+        (first, TWO_METERS),
+        (both, TWO_METERS.replace("  - {id: calls, event_type: t, aggregation: count, unit: x}\n", "")),
+    ):
+        (tmp_path / "prices").mkdir(exist_ok=True)
+        (tmp_path / "prices" / "all.yaml").write_text(catalog)
+        place = ("--catalog", tmp_path / "prices", "--clickhouse", meterline.url)
+        said = meterline("rate", "--input", file, *place, "--now", "2026-02-02T00:00:00Z", "--json")
+        assert (said.code, json.loads(said.out)["adds_up"]) == (0, True)
+    columns = "meter_id, toString(quantity_to) AS quantity, event_count AS events"
+    sql = f"SELECT {columns} FROM line_items FINAL ORDER BY meter_id"
+    assert clickhouse.query(meterline.url, sql).to_pylist() == [
+        {"meter_id": "calls", "quantity": "1", "events": 1},
+        {"meter_id": "n", "quantity": "4", "events": 2},
+    ]
