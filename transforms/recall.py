@@ -243,7 +243,7 @@ SELECT key, intDiv(toUnixTimestamp64Micro(time), 3600000000) * 3600 AS hour, acc
        $value AS value
 FROM (SELECT rating_keys, quantities, counted_values, time, account_id$names {_EVENTS} $live)
 ARRAY JOIN rating_keys AS key, quantities AS quantity, counted_values AS counted
-WHERE key $which IN {{keys:Array(UInt64)}}
+WHERE key IN (SELECT rating_key_id FROM rating_keys WHERE meter_id IN {{meters:Array(String)}})
 GROUP BY key, hour, account_id
 """
 # Added as Decimal256: a sum of Decimal128 wraps without a word.
@@ -349,16 +349,17 @@ class _Archived:
     def _ids(self, *aggregations: Aggregation) -> list[int]:
         return [id for id, (_, _, aggregation) in self._keys.items() if aggregation in aggregations]
 
-    def _added_up(self, value: str, which: str, keys: list[int], names: str = "") -> pa.Table:
-        sql = _CELLS.replace("$value", value).replace("$which", which).replace("$names", names)
+    def _added_up(self, value: str, *aggregations: Aggregation, names: str = "") -> pa.Table:
+        meters = [meter.id for meter in self._meters.values() if meter.aggregation in aggregations]
+        sql = _CELLS.replace("$value", value).replace("$names", names)
         live = "AND toUnixTimestamp64Micro(time) NOT IN {times:Array(Int64)}" if self._voids else ""
         times = sorted({name.time for name in self._voids})
-        table = self._ask(sql.replace("$live", live), keys=keys, **({"times": times} if times else {}))
+        table = self._ask(sql.replace("$live", live), meters=meters, **({"times": times} if times else {}))
         return table.unify_dictionaries().combine_chunks()
 
     def _cells(self) -> _Cells:
         """The cells of keys that are sums, or counts: all quantities are added, of a count they are 1."""
-        table = self._added_up(_SUM, "NOT", self._ids(*_VALUES))
+        table = self._added_up(_SUM, Aggregation.SUM, Aggregation.COUNT)
         ids = np.asarray(sorted(self._ids(Aggregation.SUM, Aggregation.COUNT)), np.uint64)
         begins = np.asarray([span_of(self._keys[id][1]).start for id in ids.tolist()], np.int64)
         accounts, account = code_column(_whole(table["account_id"]))
@@ -434,9 +435,12 @@ class _Archived:
             return
         found = {id: dict(usages) for id, usages in self._apart.items() if id in set(ids)}
         for aggregation, value in _VALUES.items():
-            of_it = self._ids(aggregation)
+            if not self._ids(aggregation):
+                continue
             names = ", id, source" if aggregation is Aggregation.LATEST else ""
-            for row in self._added_up(value, "", of_it, names).to_pylist() if of_it else ():
+            for row in self._added_up(value, aggregation, names=names).to_pylist():
+                if row["key"] not in self._keys:
+                    continue
                 key = self._keys[row["key"]][1]
                 usage = Usage(row["events"], _value(aggregation, row["value"]))
                 cell = Cell(_window(row["hour"], key), row["account_id"])
