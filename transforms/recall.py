@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
-from functools import cached_property
 from typing import Any, NamedTuple, Self
 
 import apache_beam as beam
@@ -28,6 +27,7 @@ from meterline.schemas.records import RatingKey, rating_key_id
 from meterline.schemas.voids import EventName
 from meterline.transforms import clickhouse
 from meterline.transforms.archive import Span, archived_at_times_of, span_of
+from meterline.transforms.cells import Cells, digits_of, digits_of_numbers, whole
 from meterline.transforms.columns import code_column, utc_days
 from meterline.transforms.meter import Pane, Totals, UsageByCell
 from meterline.transforms.rules.aggregation import FOLDED, Cell, Usage, cumulative, merge, quantity, scaled, voided
@@ -357,12 +357,12 @@ class _Archived:
         table = self._ask(sql.replace("$live", live), meters=meters, **({"times": times} if times else {}))
         return table.unify_dictionaries().combine_chunks()
 
-    def _cells(self) -> _Cells:
+    def _cells(self) -> Cells:
         """The cells of keys that are sums, or counts: all quantities are added, of a count they are 1."""
         table = self._added_up(_SUM, Aggregation.SUM, Aggregation.COUNT)
         ids = np.asarray(sorted(self._ids(Aggregation.SUM, Aggregation.COUNT)), np.uint64)
         begins = np.asarray([span_of(self._keys[id][1]).start for id in ids.tolist()], np.int64)
-        accounts, account = code_column(_whole(table["account_id"]))
+        accounts, account = code_column(whole(table["account_id"]))
         key = np.asarray(table["key"], np.uint64)
         apart = [
             (id, cell, usage)
@@ -380,7 +380,7 @@ class _Archived:
             np.asarray([rank[name] for name in accounts] or [0], np.int64)[account[known]],
             np.asarray(table["events"], np.int64)[known],
             np.zeros(len(key), np.int64),
-            _pieces(_whole(table["value"]))[known],
+            digits_of(whole(table["value"]))[known],
         )
         one_by_one = (
             np.asarray([id for id, _, _ in apart], np.uint64),
@@ -388,14 +388,16 @@ class _Archived:
             np.asarray([rank[cell.account_id] for _, cell, _ in apart], np.int64),
             np.asarray([usage.event_count for _, _, usage in apart], np.int64),
             np.asarray([usage.voided_count for _, _, usage in apart], np.int64),
-            _pieces_of([usage.event_count * 10**12 if usage.value is None else usage.value for _, _, usage in apart]),
+            digits_of_numbers(
+                [usage.event_count * 10**12 if usage.value is None else usage.value for _, _, usage in apart]
+            ),
         )
-        return _Cells.sorted(names, *(np.concatenate(columns) for columns in zip(added_up, one_by_one)))
+        return Cells.sorted(names, *(np.concatenate(columns) for columns in zip(added_up, one_by_one)))
 
-    def _as_written(self, cells: _Cells) -> np.ndarray:
+    def _as_written(self, cells: Cells) -> np.ndarray:
         """Which cells' line items are stored as they should be, but for the price: that of a version never changes."""
         table = self._ask(_WRITTEN).unify_dictionaries().combine_chunks()
-        names, account = code_column(_whole(table["account_id"]))
+        names, account = code_column(whole(table["account_id"]))
         rank = {name: place for place, name in enumerate(cells.accounts)}
         ranks = np.asarray([rank.get(name, -1) for name in names] or [-1], np.int64)[account]
         keys = np.unique(cells.key)
@@ -423,8 +425,8 @@ class _Archived:
             & (np.asarray(table["events"], np.int64)[at] == cells.events[right])
             & (np.asarray(table["voided"], np.int64)[at] == cells.voided[right])
             & (np.asarray(table["revision"], np.int64)[at] == cells.revision()[right])
-            & (_pieces(_whole(table["quantity_from"]))[at] == before[right]).all(axis=1)
-            & (_pieces(_whole(table["quantity_to"]))[at] == running[right]).all(axis=1)
+            & (digits_of(whole(table["quantity_from"]))[at] == before[right]).all(axis=1)
+            & (digits_of(whole(table["quantity_to"]))[at] == running[right]).all(axis=1)
         )
         return right
 
@@ -486,112 +488,3 @@ def _first_wrong(aggregation: Aggregation, usages: UsageByCell, stored: dict[Cel
         if stored.get(cell) != (own.event_count, own.voided_count, so_far.revision, before, reached):
             return cell
     return None
-
-
-# --- columns of cells -----------------------------------------------------------------------------------
-
-# Sums outgrow 64 bits: they are columns of so many digits to the base of 2^32, the lowest first.
-_DIGITS = 5
-
-
-def _whole(column: pa.ChunkedArray) -> pa.Array:
-    return column.combine_chunks() if column.num_chunks != 1 else column.chunk(0)
-
-
-def _pieces(column: pa.Array) -> np.ndarray:
-    """Decimals that are not negative as digits."""
-    width = column.type.bit_width // 32
-    digits = np.frombuffer(column.buffers()[1] or b"", np.uint32)
-    digits = digits[width * column.offset : width * (column.offset + len(column))].reshape(-1, width)
-    found = np.zeros((len(column), _DIGITS), np.uint64)
-    found[:, : min(width, _DIGITS)] = digits[:, :_DIGITS]
-    return found
-
-
-def _pieces_of(numbers: list[int]) -> np.ndarray:
-    shifts = range(0, 32 * _DIGITS, 32)
-    return np.asarray([[number >> shift & 0xFFFFFFFF for shift in shifts] for number in numbers], np.uint64).reshape(
-        -1, _DIGITS
-    )
-
-
-def _carried(digits: np.ndarray) -> np.ndarray:
-    """Sums of digits as digits again, in place."""
-    for place in range(_DIGITS - 1):
-        digits[:, place + 1] += digits[:, place] >> np.uint64(32)
-        digits[:, place] &= np.uint64(0xFFFFFFFF)
-    return digits
-
-
-def _number(digits: list[int]) -> int:
-    return sum(digit << 32 * place for place, digit in enumerate(digits))
-
-
-@dataclass
-class _Cells:
-    """Cells in order of key, window and account, each once; `account` are places in the sorted `accounts`."""
-
-    accounts: list[str]
-    key: np.ndarray
-    window: np.ndarray
-    account: np.ndarray
-    events: np.ndarray
-    voided: np.ndarray
-    total: np.ndarray
-
-    @classmethod
-    def sorted(
-        cls,
-        accounts: list[str],
-        key: np.ndarray,
-        window: np.ndarray,
-        account: np.ndarray,
-        events: np.ndarray,
-        voided: np.ndarray,
-        total: np.ndarray,
-    ) -> _Cells:
-        order = np.lexsort((account, window, key))
-        key, window, account = key[order], window[order], account[order]
-        new = np.ones(len(key), bool)
-        new[1:] = (key[1:] != key[:-1]) | (window[1:] != window[:-1]) | (account[1:] != account[:-1])
-        at = np.flatnonzero(new)
-        if not len(at):
-            return cls(accounts, key, window, account, events, voided, total)
-        added = [np.add.reduceat(column[order], at) for column in (events, voided, total)]
-        return cls(accounts, key[at], window[at], account[at], added[0], added[1], _carried(added[2]))
-
-    @cached_property
-    def starts(self) -> np.ndarray:
-        """Where a key's cells begin."""
-        return np.unique(self.key, return_index=True)[1]
-
-    def _running(self, column: np.ndarray) -> np.ndarray:
-        """Sums of each key's cells up to each cell."""
-        sums = np.cumsum(column, axis=0)
-        lengths = np.diff(np.append(self.starts, len(self.key)))
-        return sums - np.repeat(sums[self.starts] - column[self.starts], lengths, axis=0)
-
-    def running(self) -> np.ndarray:
-        return _carried(self._running(self.total))
-
-    def revision(self) -> np.ndarray:
-        return self._running(self.events + 2 * self.voided)
-
-    def cell(self, place: int) -> Cell:
-        return Cell(int(self.window[place]), self.accounts[self.account[place]])
-
-    def usage(self, start: int, end: int, aggregation: Aggregation) -> UsageByCell:
-        columns = (self.window, self.account, self.events, self.voided, self.total)
-        return {
-            Cell(window, self.accounts[account]): Usage(events, _sum(aggregation, total), voided)
-            for window, account, events, voided, total in zip(*(column[start:end].tolist() for column in columns))
-        }
-
-    def folded(self, start: int, end: int, aggregation: Aggregation) -> Usage:
-        total = _carried(self.total[start:end].sum(axis=0, keepdims=True))[0].tolist()
-        events, voided = (int(column[start:end].sum()) for column in (self.events, self.voided))
-        return Usage(events, _sum(aggregation, total), voided)
-
-
-def _sum(aggregation: Aggregation, digits: list[int]) -> int | None:
-    return _number(digits) if aggregation is Aggregation.SUM else None
