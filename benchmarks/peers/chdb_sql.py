@@ -138,7 +138,7 @@ SELECT 'default' AS tenant_id, account_id AS billing_account_id, period_start, p
        'li_' || lower(left(hex(sipHash128(rating_key, account_id, hour)), 24)) AS line_item_id,
        quantity_from, quantity_to, total AS amount, currency,
        shown.1 AS `tiers.tier`, shown.2 AS `tiers.quantity`, shown.3 AS `tiers.unit_price`, shown.4 AS `tiers.flat_fee`,
-       shown.5 AS `tiers.amount`, events AS event_count, revision
+       shown.5 AS `tiers.amount`, events AS event_count, 0 AS voided_count, revision
 FROM priced JOIN keys USING (rating_key_id)
 """
 
