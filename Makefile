@@ -55,4 +55,4 @@ lock:  ## resolve the dependencies anew into requirements.lock
 	rm -rf .lock-venv
 
 clean:  ## remove what the targets made
-	rm -rf $(VENV) .lock-venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .lock-venv build dist *.egg-info transforms/compiled.c transforms/compiled.*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis

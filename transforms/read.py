@@ -355,20 +355,26 @@ def _parquet(file: IO[bytes]) -> Iterator[tuple[Records, np.ndarray]]:
 
 def _texts(batch: pa.RecordBatch) -> Records | None:
     """What `_rows` gives, made column by column; none where a column is of a type that is left to it."""
-    pieces = []
+    pieces: list[Any] = []
     try:
         batch.validate(full=True)
         for item, column in zip(batch.schema, _whole_micros(batch).columns):
             if item.name == "data" and not pa.types.is_struct(item.type):
                 return None
-            piece = pc.binary_join_element_wise(f",{json_text(item.name)}:", _json_column(column), "")
-            pieces.append(piece.fill_null(""))  # Null is absent.
+            name = f",{json_text(item.name)}:"
+            if column.null_count:  # Null is absent.
+                pieces.append(pc.binary_join_element_wise(name, _json_column(column), "").fill_null(""))
+            else:
+                pieces += [name, *_json_pieces(column)]
     except (*_CELL_ERRORS, _Unsaid):
         return None
-    if not batch.num_rows or not pieces:
+    if not batch.num_rows or not any(isinstance(piece, pa.Array) for piece in pieces):
         return None
-    inside = pc.utf8_slice_codeunits(pc.binary_join_element_wise(*pieces, ""), 1)  # without the first comma
-    texts = pc.binary_join_element_wise("{", inside, "}", "")
+    if isinstance(pieces[0], str):
+        pieces[0] = pieces[0][1:]  # without the first comma
+    else:
+        pieces = [pc.utf8_slice_codeunits(pc.binary_join_element_wise(*_merged(pieces), ""), 1)]
+    texts = pc.binary_join_element_wise(*_merged(["{", *pieces, "}"]), "")
     offsets = np.frombuffer(texts.buffers()[1], np.int32)[: len(texts) + 1].astype(np.int64)
     return Records(texts.buffers()[2].to_pybytes(), offsets[:-1], offsets[1:])
 
@@ -377,11 +383,42 @@ class _Unsaid(Exception):
     """A type that is not turned into JSON column by column."""
 
 
-_ESCAPED = r'[\x00-\x1f"\\]'
+def _has_escaped(column: pa.Array) -> bool:
+    """Whether strings hold a character that JSON escapes."""
+    _, bounds, data = column.buffers()
+    bounds = np.frombuffer(bounds or bytes(8), np.int64 if pa.types.is_large_string(column.type) else np.int32)
+    first, last = (int(bounds[place]) for place in (column.offset, column.offset + len(column)))
+    codes = np.frombuffer(data or b"", np.uint8)[first:last]
+    return bool(((codes < 0x20) | (codes == ord('"')) | (codes == ord("\\"))).any())
 
 
 def json_text(value: object) -> str:
     return msgspec.json.encode(value).decode()
+
+
+def _merged(pieces: list[Any]) -> list[Any]:
+    """The same with neighbouring texts made one: to join few pieces is faster."""
+    merged: list[Any] = []
+    for piece in pieces:
+        if merged and isinstance(piece, str) and isinstance(merged[-1], str):
+            merged[-1] += piece
+        else:
+            merged.append(piece)
+    return merged
+
+
+def _json_pieces(column: pa.Array, nested: bool = False) -> list[Any]:
+    """What the JSON text of each value is joined from, texts and columns; of a column without nulls."""
+    kind = column.type
+    if pa.types.is_string(kind) and not _has_escaped(column):
+        return ['"', column, '"']
+    if not pa.types.is_struct(kind):
+        return [_json_column(column, nested)]
+    pieces: list[Any] = []
+    for field, inner in zip(kind, column.flatten()):
+        said = _json_pieces(inner, True) if not inner.null_count else [_json_column(inner, True).fill_null("null")]
+        pieces += [f"{',' if pieces else '{'}{json_text(field.name)}:", *said]
+    return [*(pieces or ["{"]), "}"]
 
 
 def _json_column(column: pa.Array, nested: bool = False) -> pa.Array:
@@ -390,7 +427,7 @@ def _json_column(column: pa.Array, nested: bool = False) -> pa.Array:
     if pa.types.is_dictionary(kind):
         return _json_column(column.dictionary, nested).take(column.indices)
     if pa.types.is_string(kind) or pa.types.is_large_string(kind):
-        if pc.any(pc.match_substring_regex(column, _ESCAPED)).as_py():
+        if _has_escaped(column):
             return pa.array([None if text is None else json_text(text) for text in column.to_pylist()], pa.string())
         return pc.binary_join_element_wise('"', column.cast(pa.string()), '"', "")
     if pa.types.is_boolean(kind) or pa.types.is_integer(kind):
@@ -399,20 +436,17 @@ def _json_column(column: pa.Array, nested: bool = False) -> pa.Array:
         return pc.binary_join_element_wise('"', column.cast(pa.string()), '"', "")
     if pa.types.is_timestamp(kind) and not nested:
         years = pc.min_max(pc.year(column)).as_py()
-        if column.null_count < len(column) and not 1 <= years["min"] <= years["max"] <= 9999:
+        if column.null_count < len(column) and not 1000 <= years["min"] <= years["max"] <= 9999:
             raise _Unsaid
-        moments = np.datetime_as_string(np.asarray(column.cast(pa.timestamp("us")).fill_null(0)), unit="us")
-        texts = pa.array(moments.astype(object), pa.string())
+        # As «2026-10-01 12:30:00.000000», all of one width: only the space has to become a T.
+        texts = column.cast(pa.timestamp("us")).fill_null(0).cast(pa.string())
+        letters = np.frombuffer(texts.buffers()[2], np.uint8).copy()
+        letters[10 : 26 * len(texts) : 26] = ord("T")
+        texts = pa.Array.from_buffers(pa.string(), len(texts), [None, texts.buffers()[1], pa.py_buffer(letters)])
         return pc.if_else(column.is_valid(), pc.binary_join_element_wise('"', texts, 'Z"', ""), None)
     if pa.types.is_struct(kind):
-        fields = [
-            pc.binary_join_element_wise(
-                f"{json_text(field.name)}:", pc.fill_null(_json_column(inner, nested=True), "null"), ""
-            )
-            for field, inner in zip(kind, column.flatten())
-        ]
-        inside = pc.binary_join_element_wise(*fields, ",") if fields else ""
-        return pc.if_else(column.is_valid(), pc.binary_join_element_wise("{", inside, "}", ""), None)
+        texts = pc.binary_join_element_wise(*_merged(_json_pieces(column)), "")
+        return pc.if_else(column.is_valid(), texts, None)
     raise _Unsaid
 
 

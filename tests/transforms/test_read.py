@@ -325,10 +325,10 @@ cells = {
     pa.bool_(): st.booleans(),
     pa.decimal128(38, 12): st.decimals(-(10**20), 10**20, places=12),
     pa.decimal128(9, 0): st.integers(0, 10**9 - 1).map(Decimal),
-    pa.timestamp("us", "UTC"): st.datetimes(timezones=st.just(UTC)),
-    pa.timestamp("ms"): st.datetimes(timezones=st.just(UTC)).map(
-        lambda moment: moment.replace(microsecond=moment.microsecond // 1000 * 1000, tzinfo=None)
-    ),
+    pa.timestamp("us", "UTC"): st.datetimes(timezones=st.just(UTC)).filter(lambda moment: moment.year >= 1000),
+    pa.timestamp("ms"): st.datetimes(timezones=st.just(UTC))
+    .filter(lambda moment: moment.year >= 1000)
+    .map(lambda moment: moment.replace(microsecond=moment.microsecond // 1000 * 1000, tzinfo=None)),
     pa.struct([("n", pa.int64()), ('a"b', pa.string())]): st.fixed_dictionaries(
         {"n": st.none() | st.integers(0, 9), 'a"b': st.none() | st.text()}
     ),
