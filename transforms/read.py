@@ -35,7 +35,7 @@ from meterline.transforms.progress import seen
 BLOCK_BYTES = 16 << 20
 PART_BYTES = 64 << 20
 MAX_KEPT_BYTES = 64 << 20
-_ROWS = 32_768
+_ROWS = 48_000
 _BLANK = b" \t\r\n"
 T = TypeVar("T")
 
