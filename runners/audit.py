@@ -16,6 +16,7 @@ from meterline.transforms.rules.periods import period_with_label
 from meterline.transforms.rules.pricing import charge_interval
 
 FIRST_ROWS = 5
+_BEGINNING, _END = datetime(1900, 1, 1, tzinfo=UTC), datetime(2250, 1, 1, tzinfo=UTC)
 
 
 @dataclass(frozen=True)
@@ -54,21 +55,54 @@ def audit(
 
 def _scope(url: str, period: str | None, accounts: Sequence[str]) -> dict[str, Any]:
     """Periods of a label start in its month or, by their time zone, up to a day before or after it."""
-    first, last = datetime(1900, 1, 1, tzinfo=UTC), datetime(2250, 1, 1, tzinfo=UTC)
-    if period:
-        month = period_with_label(period, "UTC", 1)
-        first, last = month.start - timedelta(days=2), month.end + timedelta(days=2)
+    if not period:
+        return _between(url, _BEGINNING, _END, accounts=list(accounts))
+    month = period_with_label(period, "UTC", 1)
+    first, last = month.start - timedelta(days=2), month.end + timedelta(days=2)
+    return _between(url, first, last, period=period, accounts=list(accounts))
+
+
+def _between(url: str, first: datetime, last: datetime, **more: Any) -> dict[str, Any]:
+    """Billing periods that start in [first, last)."""
     retention = clickhouse.retention_days(url)
     kept = datetime.now(UTC) - timedelta(days=retention) if retention else first
     return {
-        "period": period or "",
-        "accounts": list(accounts),
+        "period": "",
+        "accounts": [],
         "since": first,
         "until": last,
         "ended": last + timedelta(days=33),
         # Of a period that starts earlier the archive is not whole any more.
         "kept": max(first, kept.replace(microsecond=0)),
+        **more,
     }
+
+
+@dataclass(frozen=True)
+class Counts:
+    """The archive against the line items.
+
+    Args:
+      archived: Events, once for each meter they feed.
+      counted: Of these, what line items say that they counted, or left out as voided.
+      difference: By how many events the two differ, cell by cell. 0, but for what is under way.
+    """
+
+    archived: int
+    counted: int
+    difference: int
+
+
+def counts(url: str, since: datetime, settled: datetime) -> Counts:
+    """The law that each archived event is counted in one line item for each meter it feeds, as numbers.
+
+    Args:
+      since: Of billing periods that start then or later.
+      settled: A cell whose latest event was received then or later does not enter the difference: its line item may be
+        on its way.
+    """
+    row = _Question(url, {**_between(url, since, _END), "settled": settled}).rows(_SUMS)[0]
+    return Counts(row["archived_counts"], row["item_counts"], row["difference"])
 
 
 @dataclass
@@ -104,9 +138,9 @@ _AT_VOIDS = "(tenant_id, time) IN (SELECT tenant_id, time FROM voids)"
 _COUNT_EVENTS = f"SELECT count() AS events FROM {_EVENTS}"
 _COUNT_ITEMS = f"SELECT count() AS line_items FROM {_ITEMS}"
 _USED = f"""
-    SELECT rating_key_id, account_id, event_time, quantity, is_voided
+    SELECT rating_key_id, account_id, event_time, received_time, quantity, is_voided
     FROM (
-        SELECT account_id, time AS event_time, arrayJoin(arrayZip(rating_keys, quantities)) AS pair,
+        SELECT account_id, time AS event_time, received_time, arrayJoin(arrayZip(rating_keys, quantities)) AS pair,
                pair.1 AS rating_key_id, pair.2 AS quantity, {_VOIDED} AS is_voided
         FROM {_EVENTS}
     )
@@ -116,6 +150,34 @@ _REJECTED = f"""
     SELECT rating_key_id FROM {_KEYS}
     WHERE rating_key IN (SELECT payload FROM rejects WHERE stage = 'rate')
       AND rating_key_id NOT IN (SELECT rating_key_id FROM line_items)
+"""
+# By cell: what is archived, and what its line item counts.
+_COUNTS = f"""
+    SELECT rating_key_id, account_id, archive.window AS window_start, archive.events AS archived,
+           items.events AS counted, archive.voids AS voids, items.voids AS voided, archive.latest AS latest
+    FROM (
+        SELECT rating_key_id, account_id, countIf(NOT is_voided) AS events, countIf(is_voided) AS voids,
+               max(received_time) AS latest,
+               greatest(toDateTime64(toStartOfHour(event_time), 0, 'UTC'), period_start) AS window
+        FROM ({_USED}) AS used
+        INNER JOIN (
+            SELECT rating_key_id, any(keys.period_start) AS period_start
+            FROM (SELECT * FROM {_KEYS} WHERE {_KEPT}) AS keys GROUP BY 1
+        ) AS keys USING (rating_key_id)
+        GROUP BY rating_key_id, account_id, window
+    ) AS archive
+    FULL OUTER JOIN (
+        SELECT rating_key_id, account_id, window_start AS window, event_count AS events, voided_count AS voids
+        FROM {_ITEMS} WHERE {_KEPT}
+    ) AS items USING (rating_key_id, account_id, window)
+    WHERE rating_key_id NOT IN ({_REJECTED})
+"""
+_SUMS = f"""
+    SELECT sum(archived + voids) AS archived_counts, sum(counted + voided) AS item_counts,
+           sumIf(greatest(archived, counted) - least(archived, counted)
+                 + greatest(voids, voided) - least(voids, voided),
+                 latest < {{settled:DateTime64(6, 'UTC')}}) AS difference
+    FROM ({_COUNTS})
 """
 # Name of the law, what is counted, and the rows that break it.
 _LAWS: tuple[tuple[str, str, str], ...] = (
@@ -155,25 +217,8 @@ _LAWS: tuple[tuple[str, str, str], ...] = (
     (
         "each archived event is counted in one line item for each meter it feeds, or voided there",
         f"SELECT sum(length(rating_keys)) AS counts_of_events FROM {_EVENTS}",
-        f"""SELECT rating_key_id, account_id, archive.window AS window_start, archive.events AS archived,
-                   items.events AS counted, archive.voids AS voids, items.voids AS voided
-            FROM (
-                SELECT rating_key_id, account_id, countIf(NOT is_voided) AS events, countIf(is_voided) AS voids,
-                       greatest(toDateTime64(toStartOfHour(event_time), 0, 'UTC'), period_start) AS window
-                FROM ({_USED}) AS used
-                INNER JOIN (
-                    SELECT rating_key_id, any(keys.period_start) AS period_start
-                    FROM (SELECT * FROM {_KEYS} WHERE {_KEPT}) AS keys GROUP BY 1
-                ) AS keys USING (rating_key_id)
-                GROUP BY ALL
-            ) AS archive
-            FULL OUTER JOIN (
-                SELECT rating_key_id, account_id, window_start AS window, event_count AS events, voided_count AS voids
-                FROM {_ITEMS} WHERE {_KEPT}
-            ) AS items USING (rating_key_id, account_id, window)
-            WHERE (archive.events != items.events OR archive.voids != items.voids)
-              AND rating_key_id NOT IN ({_REJECTED})
-            ORDER BY rating_key_id, window_start""",
+        f"""SELECT rating_key_id, account_id, window_start, archived, counted, voids, voided FROM ({_COUNTS})
+            WHERE archived != counted OR voids != voided ORDER BY rating_key_id, window_start""",
     ),
     (
         "every rating key was priced, none was rejected at rate",

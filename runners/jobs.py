@@ -6,7 +6,6 @@ import glob
 import importlib.metadata
 import os
 import threading
-import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,13 +20,13 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from meterline.pipelines import invoice_accounts, rate_usage
-from meterline.runners.lease import held
 from meterline.schemas.arrow import MICROSECONDS
 from meterline.schemas.catalog import Catalog
 from meterline.schemas.event import microseconds
 from meterline.schemas.records import RatingKey
 from meterline.transforms import clickhouse
 from meterline.transforms.archive import Span
+from meterline.transforms.lease import held
 from meterline.transforms.progress import seen
 from meterline.transforms.rules.attribution import Directory, directory
 from meterline.transforms.rules.invoicing import period_label
@@ -35,6 +34,10 @@ from meterline.transforms.rules.invoicing import period_label
 
 class InputError(ValueError):
     """What the user gave cannot be used; the text says what came, what was expected and what to do."""
+
+
+# Of a run that has begun.
+NOT_FINISHED = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 @dataclass(frozen=True)
@@ -127,18 +130,27 @@ def rate_files(
       console: Where progress is shown; none for nowhere.
       recorded_as: What the log of runs calls the input; none for the files' names.
     """
-    from meterline.runners import direct  # Beam's runner takes a while to load; refuse bad input before.
-
     paths, size = find_files(patterns)
     clickhouse.ready(url)
     has_archive = clickhouse.query(url, "SELECT 1 FROM usage_events LIMIT 1").num_rows > 0
     options = rate_usage.Options(paths, catalog, url, microseconds(now), horizon, has_archive=has_archive)
+    with held(url, "rate_usage", holder=options.run_id), _display(console, size):
+        return rate_batch(options, catalog, recorded_as or paths, now)
+
+
+def rate_batch(
+    options: rate_usage.Options, catalog: Catalog, recorded_as: tuple[str, ...], now: datetime
+) -> RateReport:
+    """Run the job over input that has an end, in this process, and log it; the caller holds the lease."""
+    from meterline.runners import direct
+
     started = datetime.now(UTC)
-    with held(url, "rate_usage"), _display(console, size):
-        counters = direct.run(lambda pipeline: rate_usage.build(pipeline, options))
+    begun = report_of(options.run_id, {}, recorded_as, now, 0)
+    clickhouse.insert(options.clickhouse, "runs", run_row(begun, started, NOT_FINISHED, catalog))
+    counters = direct.run(lambda pipeline: rate_usage.build(pipeline, options))
     finished = datetime.now(UTC)
-    report = _report(counters, recorded_as or paths, now, (finished - started).total_seconds())
-    clickhouse.insert(url, "runs", _run_row(report, started, finished, catalog))
+    report = report_of(options.run_id, counters, recorded_as, now, (finished - started).total_seconds())
+    clickhouse.insert(options.clickhouse, "runs", run_row(report, started, finished, catalog))
     return report
 
 
@@ -170,7 +182,10 @@ def _label(key: RatingKey, book: Directory) -> str | None:
     return period_label(key, book) if key.subscription_id else f"{key.period_start:%Y-%m}"
 
 
-def _report(counters: dict[str, int], paths: tuple[str, ...], now: datetime, seconds: float) -> RateReport:
+def report_of(
+    run_id: str, counters: dict[str, int], inputs: tuple[str, ...], now: datetime, seconds: float
+) -> RateReport:
+    """Where the records of a run went, by the counters of its stages."""
     outcomes = {"records", "accepted", "duplicate", "line_items"}
     rejected = {
         (stage, reason): count
@@ -178,9 +193,9 @@ def _report(counters: dict[str, int], paths: tuple[str, ...], now: datetime, sec
         if reason not in outcomes and stage in ("read", "validate", "attribute", "void", "deduplicate", "rate")
     }
     return RateReport(
-        run_id=uuid.uuid4().hex,
+        run_id=run_id,
         received_time=now,
-        inputs=paths,
+        inputs=inputs,
         records=counters.get("validate/records", 0) + counters.get("read/records", 0),
         accepted=counters.get("deduplicate/accepted", 0),
         duplicates=counters.get("deduplicate/duplicate", 0),
@@ -191,7 +206,7 @@ def _report(counters: dict[str, int], paths: tuple[str, ...], now: datetime, sec
     )
 
 
-def _run_row(report: RateReport, started: datetime, finished: datetime, catalog: Catalog) -> pa.Table:
+def run_row(report: RateReport, started: datetime, finished: datetime, catalog: Catalog) -> pa.Table:
     milliseconds = pa.timestamp("ms", tz="UTC")
     rejected = [(f"{stage}/{reason}", count) for (stage, reason), count in sorted(report.rejected.items())]
     return pa.table(

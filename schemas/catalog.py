@@ -437,3 +437,17 @@ class Catalog(Record):
     def digest(self) -> str:
         """SHA-256 of the content; two catalogs with one digest price alike."""
         return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
+
+    # A catalog may also stand for those that come into force while a stream runs (transforms/catalogs.py).
+
+    def as_of(self, received_time: int) -> Catalog:
+        """The catalog for events received at an instant, in microseconds since 1970: this one."""
+        return self
+
+    def known(self) -> tuple[Catalog, ...]:
+        """All catalogs that may have been in force, the newest first: this one."""
+        return (self,)
+
+    def look(self) -> tuple[Catalog, ...]:
+        """The same after a look for new ones."""
+        return (self,)

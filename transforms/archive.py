@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -17,6 +17,28 @@ from meterline.transforms import clickhouse
 from meterline.transforms.columns import symbols
 
 _AT_ONCE = 5_000
+
+
+class Archive(NamedTuple):
+    """The events that earlier runs archived. A run's own are its input: they are not read back.
+
+    So what a run reads never changes while it runs, as one rating job runs at a time (transforms/lease.py): it may be
+    read in parts, at any time and again, by any worker.
+
+    Args:
+      url: Of the database.
+      run_id: Of the run that reads; empty to read all there is.
+    """
+
+    url: str
+    run_id: str
+
+    def query(self, sql: str, parameters: dict[str, Any]) -> pa.Table:
+        """The answer to a statement with `EARLIER` among its conditions."""
+        return clickhouse.query(self.url, sql, {**parameters, "run": self.run_id})
+
+
+EARLIER = "({run:String} = '' OR run_id != {run:String})"
 
 
 class Span(NamedTuple):
@@ -54,14 +76,14 @@ def named(events: pa.RecordBatch, names: set[EventName]) -> np.ndarray:
 _NAMED = (
     _EVENTS
     + f"""
-WHERE tenant_id = {{tenant:String}} AND id IN {{ids:Array(String)}} AND type != '{VOID_TYPE}'
+WHERE {EARLIER} AND tenant_id = {{tenant:String}} AND id IN {{ids:Array(String)}} AND type != '{VOID_TYPE}'
   AND time >= fromUnixTimestamp64Micro({{first:Int64}}, 'UTC')
   AND time <= fromUnixTimestamp64Micro({{last:Int64}}, 'UTC')
 """
 )
 
 
-def archived_spans(url: str, voids: Iterable[Void]) -> dict[Void, set[Span]]:
+def archived_spans(archive: Archive, voids: Iterable[Void]) -> dict[Void, set[Span]]:
     """The billing periods that voided events counted in; voids that name no archived event are left out.
 
     They are those of the archived event: its subject may have moved to another payer since.
@@ -76,7 +98,7 @@ def archived_spans(url: str, voids: Iterable[Void]) -> dict[Void, set[Span]]:
             times, ids = [void.event.time for void in some], [void.event.id for void in some]
             parameters = {"tenant": tenant, "ids": ids, "first": min(times), "last": max(times)}
             spans: dict[tuple[EventName, str], set[Span]] = {}
-            for batch in _with_their_keys(url, clickhouse.query(url, _NAMED, parameters)):
+            for batch in _with_their_keys(archive.url, archive.query(_NAMED, parameters)):
                 for row in batch.to_pylist():
                     keys = map(RatingKey.parse, row["rating_keys"])
                     name = EventName(tenant, microseconds(row["time"]), row["source"], row["id"])
@@ -87,15 +109,15 @@ def archived_spans(url: str, voids: Iterable[Void]) -> dict[Void, set[Span]]:
 
 _AT_TIMES = (
     _EVENTS
-    + """
-WHERE tenant_id = {tenant:String} AND billing_account_id IN {accounts:Array(String)}
-  AND toUnixTimestamp64Micro(time) IN {times:Array(Int64)}
+    + f"""
+WHERE {EARLIER} AND tenant_id = {{tenant:String}} AND billing_account_id IN {{accounts:Array(String)}}
+  AND toUnixTimestamp64Micro(time) IN {{times:Array(Int64)}}
 """
 )
 
 
 def archived_at_times_of(
-    url: str, names: Iterable[EventName], accounts: list[str]
+    archive: Archive, names: Iterable[EventName], accounts: list[str]
 ) -> Iterator[tuple[pa.RecordBatch, np.ndarray]]:
     """The events of a tenant's accounts at the instants of some events, and which of them these are."""
     by_time: dict[int, set[EventName]] = {}
@@ -106,8 +128,8 @@ def archived_at_times_of(
         some = times[start : start + _AT_ONCE]
         wanted = set().union(*(by_time[time] for time in some))
         tenant = next(iter(wanted)).tenant_id
-        rows = clickhouse.query(url, _AT_TIMES, {"tenant": tenant, "accounts": accounts, "times": some})
-        for batch in _with_their_keys(url, rows):
+        rows = archive.query(_AT_TIMES, {"tenant": tenant, "accounts": accounts, "times": some})
+        for batch in _with_their_keys(archive.url, rows):
             yield batch, named(batch, wanted)
 
 

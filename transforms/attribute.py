@@ -14,9 +14,10 @@ from apache_beam.metrics import Metrics
 from apache_beam.typehints.decorators import no_annotations
 
 from meterline.schemas.arrow import ATTRIBUTED, QUANTITY
-from meterline.schemas.catalog import Aggregation, Catalog, Meter
+from meterline.schemas.catalog import Aggregation, Meter
 from meterline.schemas.event import Reason, microseconds
 from meterline.schemas.records import RatingKey, Reject
+from meterline.transforms.catalogs import Catalogs
 from meterline.transforms.columns import code_column, decimal_limbs, distinct, hash_each, hash_ids, mix, symbols
 from meterline.transforms.rules.attribution import Directory, Segment, directory
 
@@ -47,7 +48,9 @@ class _AttributeFn(beam.DoFn):
         self._attributor: Attributor | None = None
         self._digest = ""
 
-    def process(self, events: pa.RecordBatch, catalog: Catalog) -> Iterator[Any]:
+    def process(self, events: pa.RecordBatch, catalogs: Catalogs) -> Iterator[Any]:
+        # Of a batch all events were received under one catalog.
+        catalog = catalogs.as_of(events["received_time"][0].value)
         if self._attributor is None or self._digest != catalog.digest:
             self._attributor, self._digest = Attributor(directory(catalog)), catalog.digest
         attributed, unknown = self._attributor.attribute(events)

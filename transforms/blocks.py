@@ -62,12 +62,49 @@ class Records(Sequence[bytes]):
 
 
 class Block(NamedTuple):
-    """Records that came together; `positions` (int64) are byte offsets, row or message numbers in `origin`."""
+    """Records that came together.
+
+    Args:
+      positions: Byte offset, row or message number in `origin` (int64), of each record.
+      received_time: Microseconds since 1970: of all, or of each (int64).
+      numbers: Where several records share a position, as the events of one message do: which of them each is, from 0.
+    """
 
     records: Records
     positions: np.ndarray
     origin: str
-    received_time: int
+    received_time: int | np.ndarray
+    numbers: np.ndarray | None = None
+
+    def take(self, records: np.ndarray) -> Block:
+        """Some of the records."""
+        received, numbers = self.received_time, self.numbers
+        return Block(
+            self.records.take(records),
+            self.positions[records],
+            self.origin,
+            received if isinstance(received, int) else received[records],
+            None if numbers is None else numbers[records],
+        )
+
+    def place(self, record: int) -> tuple[str, int, int]:
+        """Origin, position and received time of a record."""
+        number = 0 if self.numbers is None else int(self.numbers[record])
+        received = self.received_time if isinstance(self.received_time, int) else int(self.received_time[record])
+        return numbered(self.origin, number), int(self.positions[record]), received
+
+    def origins(self, records: np.ndarray) -> pa.Array:
+        """Origins of some records, dictionary-encoded."""
+        if self.numbers is None:
+            return pa.DictionaryArray.from_arrays(pa.array(np.zeros(len(records), np.int32)), [self.origin])
+        numbers = self.numbers[records]
+        names = [numbered(self.origin, number) for number in range(int(numbers.max(initial=0)) + 1)]
+        return pa.DictionaryArray.from_arrays(pa.array(numbers, pa.int32()), names)
+
+
+def numbered(origin: str, number: int) -> str:
+    """What tells the records of one message apart: the first has the origin's name, further ones `NAME#1`, `NAME#2`."""
+    return f"{origin}#{number}" if number else origin
 
 
 def binary_column(data: bytes, starts: np.ndarray, ends: np.ndarray, kind: pa.DataType) -> pa.Array:

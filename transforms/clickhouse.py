@@ -77,7 +77,7 @@ def _client(url: str, settings: dict[str, int | str]) -> Client:
         parts = urlsplit(url)
         path = unquote(parts.netloc + parts.path)
         if parts.scheme == "chdb" and path:
-            _check_folder(Path(path))
+            check_folder(Path(path))
             return clickhouse_connect.get_client(interface="chdb", path=path, settings=dict(settings))
         if parts.scheme in ("http", "https") and parts.hostname:
             return clickhouse_connect.get_client(
@@ -92,11 +92,11 @@ def _client(url: str, settings: dict[str, int | str]) -> Client:
                 autogenerate_session_id=False,  # A lease is renewed while the job's own statements run.
             )
     except (ClickHouseError, OSError, RuntimeError, ValueError) as error:
-        raise DatabaseError(f"no ClickHouse answers at {redacted(url)}: {_cause(error)}") from None
+        raise DatabaseError(f"no ClickHouse answers at {redacted(url)}: {cause(error)}") from None
     raise DatabaseError(f"expected chdb://PATH or http(s)://user:password@host:8123/database, got {redacted(url)!r}")
 
 
-def _check_folder(folder: Path) -> None:
+def check_folder(folder: Path) -> None:
     """Raises OSError where no database can be; the engine would say that another process holds the folder."""
     place = folder
     while not place.exists() and place != place.parent:
@@ -109,7 +109,7 @@ def _check_folder(folder: Path) -> None:
             raise PermissionError(f"{one} cannot be written to, which the embedded engine needs even to read")
 
 
-def _cause(error: Exception) -> str:
+def cause(error: Exception) -> str:
     """What keeps a client from connecting, in the user's words where the cause is common."""
     text = str(error)
     if "Cannot lock file" in text or "Error initializing EmbeddedServer: ." in text:
@@ -286,9 +286,17 @@ def insert(url: str, table: str, rows: pa.Table) -> None:
                 raise DatabaseError(
                     f"could not store rows in {table} at {redacted(url)}: {first_line(error)}"
                 ) from None
+            _count_retry(table)
             time.sleep(2**attempt * (0.5 + random.random() / 2))
         except ClickHouseError as error:
             raise DatabaseError(f"ClickHouse at {redacted(url)} refused rows of {table}: {first_line(error)}") from None
+
+
+def _count_retry(table: str) -> None:
+    """As the counter `write/TABLE_retries` of the step that inserts; outside of a pipeline it counts nothing."""
+    from apache_beam.metrics import Metrics  # Here, as most commands have no need of Beam, and it loads for a second.
+
+    Metrics.counter("write", f"{table}_retries").inc()
 
 
 def _insert_file(client: Client, table: str, rows: pa.Table) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import pickle
 
 import apache_beam as beam
-import numpy as np
 import pyarrow as pa
 
 from meterline.transforms.blocks import Block, Records
@@ -45,11 +44,11 @@ class BlockCoder(beam.coders.Coder):
     """Blocks with just the text of their records."""
 
     def encode(self, block: Block) -> bytes:
-        return pickle.dumps((list(block.records), block.positions.tobytes(), block.origin, block.received_time))
+        return pickle.dumps((list(block.records), *block[1:]))
 
     def decode(self, encoded: bytes) -> Block:
-        records, positions, origin, received_time = pickle.loads(encoded)
-        return Block(Records.of(records), np.frombuffer(positions, np.int64), origin, received_time)
+        records, *rest = pickle.loads(encoded)
+        return Block(Records.of(records), *rest)
 
     def estimate_size(self, block: Block) -> int:
         return len(block.records.data)

@@ -1,7 +1,7 @@
 """deduplicate: attributed events → each identity once, in keyed state.
 
 The key is a shard of the identity's hash, the window a UTC day of event time, the state the packed, sorted identities:
-16 bytes an event. It ends with its window and the acceptance horizon, so no duplicate that is accepted can come later.
+16 bytes an event. It ends some time after its window, when no duplicate that is accepted can come any more.
 """
 
 from __future__ import annotations
@@ -23,11 +23,8 @@ from apache_beam.utils.timestamp import Duration, Timestamp
 
 from meterline.schemas.event import Reason, microseconds
 from meterline.schemas.records import RatingKey, Reject
-from meterline.transforms.archive import archived_twins
+from meterline.transforms.archive import EARLIER, Archive, archived_twins
 from meterline.transforms.columns import DAY_SECONDS, utc_days
-
-# Lateness that the runner allows beyond the horizon, so that it never drops what `validate` accepted.
-SLACK = timedelta(days=1)
 
 
 class Deduplicated(NamedTuple):
@@ -40,30 +37,25 @@ class DeduplicateEvents(beam.PTransform):
     """Let the first event of an identity pass; archived events came before all others.
 
     Args:
-      url: Of the database with the archive; none where nothing is archived.
+      archive: What earlier runs stored; none where they stored nothing.
       shards: Number of keys: how many workers can share the work.
-      horizon: Oldest accepted age of an event; none where input is bounded and state ends with the run.
+      keep: How long after its event time an event may come; none where input is bounded and state ends with the run.
     """
 
-    url: str | None = None
+    archive: Archive | None = None
     shards: int = 1
-    horizon: timedelta | None = None
+    keep: timedelta | None = None
 
     @no_annotations
-    def expand(self, inputs: dict[str, beam.PCollection[pa.RecordBatch]]) -> Deduplicated:
-        """`inputs` has attributed `events` and, where there is an archive, the `identities` it has of their days."""
-        lateness = Duration(seconds=int(((self.horizon or timedelta(0)) + SLACK).total_seconds()))
-        known: Any = []
-        if "identities" in inputs:
-            # A side input, and so complete before the first event is looked at.
-            sharded = inputs["identities"] | "ShardIdentities" >> beam.ParDo(_ShardIdentitiesFn(self.shards))
-            known = beam.pvalue.AsIter(sharded)
+    def expand(self, events: beam.PCollection[pa.RecordBatch]) -> Deduplicated:
+        """`events` are attributed."""
+        lateness = Duration(seconds=int((self.keep or timedelta(0)).total_seconds()))
         deduplicated = (
-            inputs["events"]
+            events
             | "Shard" >> beam.ParDo(_ShardFn(self.shards)).with_output_types(tuple[bytes, pa.RecordBatch])
             | "ByDay" >> beam.WindowInto(FixedWindows(DAY_SECONDS), allowed_lateness=lateness)
             | "Deduplicate"
-            >> beam.ParDo(_DeduplicateFn(self.url), known)
+            >> beam.ParDo(_DeduplicateFn(self.archive, self.shards))
             .with_output_types(pa.RecordBatch)
             .with_outputs("rejects", main="events")
         )
@@ -73,17 +65,6 @@ class DeduplicateEvents(beam.PTransform):
                 for name in Deduplicated._fields
             )
         )
-
-
-class _ShardIdentitiesFn(beam.DoFn):
-    """Archived identities by day and shard, packed."""
-
-    def __init__(self, shards: int) -> None:
-        self._shards = shards
-
-    def process(self, archived: pa.RecordBatch) -> Iterator[tuple[int, int, bytes]]:
-        for day, shard, part in _cut(archived, self._shards):
-            yield day, shard, b"".join(part["identity"].to_pylist())
 
 
 def _cut(events: pa.RecordBatch, shards: int) -> Iterator[tuple[int, int, pa.RecordBatch]]:
@@ -194,21 +175,24 @@ def _find(run: np.ndarray, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return places, known
 
 
+_IDENTITIES = f"""
+SELECT identity FROM usage_events
+WHERE toYYYYMMDD(time) = {{day:UInt32}} AND {EARLIER}
+  AND reinterpretAsUInt64(substring(identity, 1, 8)) % {{shards:UInt64}} = {{shard:UInt64}}
+"""
+
+
 class _DeduplicateFn(beam.DoFn):
-    """State, per shard and day: the identities seen, 16 bytes each, in runs."""
+    """State, per shard and day: the identities seen, 16 bytes each, in runs. It begins with those that are archived."""
 
     SEEN = BagStateSpec("seen", BytesCoder())
 
-    def __init__(self, url: str | None) -> None:
-        self._url = url
-
-    def start_bundle(self) -> None:
-        self._known: dict[tuple[int, int], list[bytes]] | None = None
+    def __init__(self, archive: Archive | None, shards: int) -> None:
+        self._archive, self._shards = archive, shards
 
     def process(
         self,
         keyed: tuple[bytes, pa.RecordBatch],
-        known: Iterable[tuple[int, int, bytes]],
         window: Any = beam.DoFn.WindowParam,
         state: Any = beam.DoFn.StateParam(SEEN),
     ) -> Iterator[Any]:
@@ -216,33 +200,37 @@ class _DeduplicateFn(beam.DoFn):
         stored = list(state.read())
         # A bag gives its elements in any order; the runs' is that of their lengths.
         stored.sort(key=len, reverse=True)
-        seen = Seen(stored) if stored else self._archived(known, int(window.start) // DAY_SECONDS, int(shard))
+        seen = Seen(stored or self._archived(int(window.start) // DAY_SECONDS, int(shard)))
         is_new, first_content = seen.add(events["identity"])
         yield from self._told(events, is_new, first_content)
-        if is_new.any():
+        if seen.runs != stored:
             if seen.runs[: len(stored)] != stored:
                 state.clear()
                 stored = []
             for run in seen.runs[len(stored) :]:
                 state.add(run)
+        if is_new.any():
             yield events if is_new.all() else events.filter(pa.array(is_new))
 
-    def _archived(self, known: Iterable[tuple[int, int, bytes]], day: int, shard: int) -> Seen:
-        """What is archived of a key: how its state begins."""
-        if self._known is None:
-            self._known = {}
-            for of_day, of_shard, packed in known:
-                self._known.setdefault((of_day, of_shard), []).append(packed)
-        packed = b"".join(self._known.get((day, shard), []))
+    def _archived(self, day: int, shard: int) -> list[bytes]:
+        """What earlier runs archived of a key.
+
+        It may be read as state although state may be lost: what this run archived just before a crash is not in it.
+        """
+        if self._archive is None:
+            return []
+        number = int(str(np.datetime64(day, "D")).replace("-", ""))
+        rows = self._archive.query(_IDENTITIES, {"day": number, "shard": shard, "shards": self._shards})
         seen = Seen()
-        seen.add(pa.Array.from_buffers(pa.binary(16), len(packed) // 16, [None, pa.py_buffer(packed)]))
-        return seen
+        for batch in rows.to_batches():
+            seen.add(batch["identity"])
+        return seen.runs
 
     def _told(self, events: pa.RecordBatch, is_new: np.ndarray, first_content: np.ndarray) -> Iterator[Any]:
         """Count events by what became of them, and reject the conflicts."""
         content = identity_columns(events["identity"])[2]
         doubtful = np.flatnonzero(~is_new & (content != first_content))
-        same = self._same_but_for_meters(events.take(pa.array(doubtful))) if len(doubtful) and self._url else []
+        same = self._same_but_for_meters(events.take(pa.array(doubtful))) if len(doubtful) and self._archive else []
         conflicts = [row for row in doubtful.tolist() if events["identity"][row].as_py() not in same]
         Metrics.counter("deduplicate", "accepted").inc(int(is_new.sum()))
         Metrics.counter("deduplicate", "duplicate").inc(int((~is_new).sum()) - len(conflicts))
@@ -256,10 +244,10 @@ class _DeduplicateFn(beam.DoFn):
         The hash of the content covers the meters of the catalog, so it changes when a meter is added; a copy of an
         older event is a duplicate all the same.
         """
-        assert self._url is not None
+        assert self._archive is not None
         archived = {
             batch["identity"][row].as_py()[:12]: (batch, row)
-            for batch in archived_twins(self._url, events)
+            for batch in archived_twins(self._archive.url, events)
             for row in range(batch.num_rows)
         }
         same = set()

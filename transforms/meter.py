@@ -15,12 +15,12 @@ from apache_beam.transforms.window import GlobalWindow
 from apache_beam.typehints.decorators import no_annotations
 from apache_beam.utils.windowed_value import WindowedValue
 
-from meterline.schemas.catalog import Aggregation, Catalog
+from meterline.schemas.catalog import Aggregation
 from meterline.schemas.records import RatingKey
 from meterline.transforms.blocks import compiled
+from meterline.transforms.catalogs import Catalogs, meters_of
 from meterline.transforms.columns import code_column, decimal_limbs, distinct
-from meterline.transforms.rules.aggregation import Cell, Usage, merge
-from meterline.transforms.rules.attribution import directory
+from meterline.transforms.rules.aggregation import Cell, Usage, add
 
 UsageByCell = dict[Cell, Usage]
 # Usage held in a worker before it is passed on; the end of a bundle passes on the rest.
@@ -47,8 +47,9 @@ class _MeterFn(beam.DoFn):
     def setup(self) -> None:
         self._totals = Totals()
 
-    def process(self, events: pa.RecordBatch, catalog: Catalog) -> Iterator[tuple[bytes, bytes]]:
-        aggregations = {meter.id: meter.aggregation for meter in directory(catalog).catalog.meters}
+    def process(self, events: pa.RecordBatch, catalogs: Catalogs) -> Iterator[tuple[bytes, bytes]]:
+        catalogs.as_of(events["received_time"][len(events) - 1].value)  # Known from here on.
+        aggregations = {name: meter.aggregation for name, meter in meters_of(catalogs).items()}
         self._totals.add(events, aggregations)
         if self._totals.cells > _MAX_CELLS:
             yield from self._totals.flush()
@@ -119,15 +120,20 @@ class Totals:
             usage = Usage(counts[place], by_aggregation[aggregation][place])
             target = Cell(int(window[at]), accounts[account_of_row[row[at]]])
             _, usages = self._by_key.setdefault(keys[key[at]], (aggregation, {}))
-            known = usages.get(target)
-            self.cells += known is None
-            usages[target] = usage if known is None else merge(aggregation, known, usage)
+            self.cells += target not in usages
+            add(aggregation, usages, target, usage)
+
+    def take(self) -> Iterator[tuple[str, Aggregation, UsageByCell]]:
+        """What was added, by rating key, and begin anew."""
+        self._add_held()
+        by_key, self._by_key, self.cells = self._by_key, {}, 0
+        for text, (aggregation, usages) in by_key.items():
+            yield text, aggregation, usages
 
     def flush(self) -> Iterator[tuple[bytes, bytes]]:
-        self._add_held()
-        for text, (aggregation, usages) in self._by_key.items():
+        """The same, packed."""
+        for text, aggregation, usages in self.take():
             yield text.encode(), Pane(usages, min(usages)).packed(aggregation)
-        self._by_key, self.cells = {}, 0
 
 
 @dataclass
@@ -209,6 +215,7 @@ class Pane(NamedTuple):
 
     `since` is the first cell whose line item must be written, as those of all cells after it; none for none. Of a state
     it is the first that was written in its life. An archived pane may come behind fresh ones, whose rows it then moves.
+    Of a state the last field says whether it has more cells, which lie apart.
     """
 
     usage: UsageByCell

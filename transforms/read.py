@@ -96,7 +96,7 @@ class _CutFn(beam.DoFn):
         remote = "://" in path
         size = FileSystems.match([path])[0].metadata_list[0].size_in_bytes if remote else os.path.getsize(path)
         head = next(_named(path, _head(path)))
-        if size <= PART_BYTES or _magic(head) or head.lstrip(b"\xef\xbb\xbf" + _BLANK)[:1] in (b"[", b""):
+        if size <= PART_BYTES or magic_of(head) or head.lstrip(b"\xef\xbb\xbf" + _BLANK)[:1] in (b"[", b""):
             yield Part(path, 0, -1)
             return
         for start in range(0, size, PART_BYTES):
@@ -127,7 +127,7 @@ def read_part(part: Part) -> Iterator[tuple[Records, np.ndarray]]:
     """
     with _open(part.path) as file:
         head = file.read(4)
-        magic = _magic(head)
+        magic = magic_of(head)
         file.seek(0)
         if magic == "parquet":
             yield from _parquet(file)
@@ -152,7 +152,8 @@ def _open(path: str) -> IO[bytes]:
     return FileSystems.open(path, compression_type=CompressionTypes.UNCOMPRESSED)
 
 
-def _magic(head: bytes) -> str | None:
+def magic_of(head: bytes) -> str | None:
+    """What the first bytes say about a format: gzip, zstd or parquet."""
     for name, start in (("gzip", b"\x1f\x8b"), ("zstd", b"\x28\xb5\x2f\xfd"), ("parquet", b"PAR1")):
         if head.startswith(start):
             return name
@@ -172,14 +173,14 @@ def _chunks(file: IO[bytes], compression: str | None, position: int) -> Iterator
     held: list[bytes] = []
     size, damage = 0, ""
     try:
-        for piece in _pieces(file, compression):
+        for piece in decompressed(file, compression):
             held.append(piece)
             size += len(piece)
             if size >= BLOCK_BYTES:
                 yield b"".join(held)
                 position += size
                 held, size = [], 0
-    except (EOFError, zlib.error, gzip.BadGzipFile, zstandard.ZstdError) as error:
+    except DAMAGES as error:
         damage = str(error)
     if size:
         yield b"".join(held)
@@ -188,7 +189,15 @@ def _chunks(file: IO[bytes], compression: str | None, position: int) -> Iterator
         raise Unreadable(f"the compressed data breaks after {position} bytes of text: {damage}", position)
 
 
-def _pieces(file: IO[bytes], compression: str | None) -> Iterator[bytes]:
+DAMAGES = (EOFError, zlib.error, gzip.BadGzipFile, zstandard.ZstdError)
+
+
+def decompressed(file: IO[bytes], compression: str | None) -> Iterator[bytes]:
+    """The text of a file, plain, `gzip` or `zstd`, piece by piece.
+
+    Raises:
+      DAMAGES: the compressed data is damaged or ends too early.
+    """
     if compression == "gzip":
         yield from iter(partial(gzip.GzipFile(fileobj=file).read1, BLOCK_BYTES), b"")
     elif compression == "zstd":
@@ -255,7 +264,7 @@ def _lines(first: bytes, chunks: Iterator[bytes], position: int, part: Part) -> 
                     return
             end = data.rfind(b"\n") + 1
             if end:
-                records, positions = _split(data, position)
+                records, positions = lines_of(data, position)
                 if 0 <= part.end <= position + end:
                     inside = int(np.searchsorted(positions, part.end))
                     if inside:
@@ -275,7 +284,7 @@ def _lines(first: bytes, chunks: Iterator[bytes], position: int, part: Part) -> 
         yield Records.of([rest]), np.asarray([position])
 
 
-def _split(data: bytes, position: int) -> tuple[Records, np.ndarray]:
+def lines_of(data: bytes, position: int) -> tuple[Records, np.ndarray]:
     """Lines that have an end and are not blank, with their offsets."""
     records = Records.lines(data)
     # Only lines that begin with a blank are looked at: they are few.
@@ -293,19 +302,23 @@ def _array(first: bytes, chunks: Iterator[bytes]) -> Iterator[tuple[Records, np.
             data += chunk
     except Unreadable as error:
         damage = str(error)
-    try:
-        elements = [bytes(element) for element in msgspec.json.decode(bytes(data), type=list[msgspec.Raw])]
-        rest = b""
-    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
-        # An element that is no JSON costs itself only; `validate` says what is wrong with it.
-        elements, rest, closed = _elements(bytes(data))
-        if not closed:
-            damage = damage or f"the JSON array breaks at byte {len(data) - len(rest)}: {error}"
+    elements, rest, broken = array_elements(bytes(data))
+    damage = damage or broken
     for start in range(0, len(elements), _ROWS):
         some = elements[start : start + _ROWS]
         yield Records.of(some), np.arange(start, start + len(some))
     if damage:
         raise Unreadable(damage, len(elements), rest[:MAX_KEPT_BYTES])
+
+
+def array_elements(data: bytes) -> tuple[list[bytes], bytes, str]:
+    """The elements of a JSON array; where it does not close, those before, what follows them, and what is wrong."""
+    try:
+        return [bytes(element) for element in msgspec.json.decode(data, type=list[msgspec.Raw])], b"", ""
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
+        # An element that is no JSON costs itself only; `validate` says what is wrong with it.
+        elements, rest, closed = _elements(data)
+        return elements, rest, "" if closed else f"the JSON array breaks at byte {len(data) - len(rest)}: {error}"
 
 
 # A string, also one that has no end; the characters that an array's structure is made of.

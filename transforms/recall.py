@@ -8,44 +8,51 @@ whose line item is not what it should be, is folded into one.
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from datetime import timedelta
 from decimal import Decimal
+from functools import cached_property
 from typing import Any, NamedTuple, Self
 
 import apache_beam as beam
 import msgspec
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import xxhash
+from apache_beam.coders import BytesCoder
 from apache_beam.metrics import Metrics
+from apache_beam.transforms.timeutil import TimeDomain
+from apache_beam.transforms.userstate import BagStateSpec, TimerSpec, on_timer
 from apache_beam.typehints.decorators import no_annotations
+from apache_beam.utils.timestamp import Duration, Timestamp
 
-from meterline.schemas.catalog import Aggregation, Catalog
+from meterline.schemas.catalog import Aggregation
 from meterline.schemas.event import microseconds
 from meterline.schemas.records import RatingKey, rating_key_id
 from meterline.schemas.voids import EventName
-from meterline.transforms import clickhouse
-from meterline.transforms.archive import Span, archived_at_times_of, span_of
+from meterline.transforms.archive import EARLIER, Archive, Span, archived_at_times_of, span_of
+from meterline.transforms.catalogs import Catalogs, meters_of
 from meterline.transforms.cells import Cells, digits_of, digits_of_numbers, whole
-from meterline.transforms.columns import code_column, utc_days
+from meterline.transforms.columns import code_column
 from meterline.transforms.meter import Pane, Totals, UsageByCell
-from meterline.transforms.rules.aggregation import FOLDED, Cell, Usage, cumulative, merge, quantity, scaled, voided
-from meterline.transforms.rules.attribution import directory
+from meterline.transforms.rules.aggregation import FOLDED, Cell, Usage, add, cumulative, quantity, scaled, voided
+from meterline.transforms.rules.line_items import window_bounds
 
-_HOUR = 3_600
-_TRIES = 5
+# Keys that the first touches of billing periods that end together are spread over.
+_SHARDS = 8
 # Accounts that are read at once: what a worker holds in memory.
 _ACCOUNTS = 250
 
 
 class Touched(NamedTuple):
-    """What some events touch: rating keys, each with the first second, (tenant, UTC day), and the events that they
-    void; and further billing periods, of which all is wanted that is not written as it should be."""
+    """What some events touch: rating keys, each with the first second, and the events that they void; and further
+    billing periods, of which all is wanted that is not written as it should be."""
 
     keys: Mapping[str, int] = {}
     spans: Collection[Span] = ()
-    days: Collection[tuple[str, int]] = ()
     voids: Collection[EventName] = ()
 
     def packed(self) -> tuple[str, bytes]:
@@ -56,73 +63,104 @@ class Touched(NamedTuple):
     def together(cls, packed: Iterable[bytes]) -> Self:
         keys: dict[str, int] = {}
         spans: set[Span] = set()
-        days: set[tuple[str, int]] = set()
         voids: set[EventName] = set()
         for one in packed:
             some, *others = msgspec.msgpack.decode(one)
             for key, second in some.items():
                 keys[key] = min(second, keys.get(key, second))
             spans.update(Span(*span) for span in others[0])
-            days.update((tenant, day) for tenant, day in others[1])
-            voids.update(EventName(*name) for name in others[2])
-        return cls(keys, spans.union(span_of(RatingKey.parse(key)) for key in keys), days, voids)
-
-
-class Recalled(NamedTuple):
-    """`usage` is packed, by rating key, as `meter` packs it; `identities` are those, with the time, of all archived
-    events of a day."""
-
-    usage: beam.PCollection[tuple[bytes, bytes]]
-    identities: beam.PCollection[pa.RecordBatch]
+            voids.update(EventName(*name) for name in others[1])
+        return cls(keys, spans.union(span_of(RatingKey.parse(key)) for key in keys), voids)
 
 
 @dataclass
 class RecallUsage(beam.PTransform):
-    """Read the archived usage of the billing periods that attributed events touch; and the identities of the days they
-    lie in, whoever paid: a subject may have moved to another account since its event was archived.
+    """Read the archived usage of the billing periods that attributed events touch; packed, by rating key, as `meter`
+    packs it. Where input is bounded, once they are all known; in a stream, of each when it is touched first.
 
     Args:
-      url: Of the database.
+      keep: How long after its end a billing period may be touched; for streams.
     """
 
-    url: str
+    archive: Archive
     catalog: beam.pvalue.AsSingleton
+    keep: timedelta | None = None
 
     @no_annotations
-    def expand(self, inputs: dict[str, beam.PCollection[Any]]) -> Recalled:
+    def expand(self, inputs: dict[str, beam.PCollection[Any]]) -> beam.PCollection[tuple[bytes, bytes]]:
         """`inputs` has attributed `events`, and what voiding events have `touched`."""
         touched = inputs["events"] | "Touch" >> beam.ParDo(_TouchFn()).with_output_types(tuple[str, bytes])
-        together = (touched, inputs["touched"]) | "All" >> beam.Flatten() | "Together" >> beam.GroupByKey()
-        return _recall(together, _RecallFn(self.url), self.catalog)
+        if self.keep is None:
+            together = (touched, inputs["touched"]) | "All" >> beam.Flatten() | "Together" >> beam.GroupByKey()
+        else:
+            by_end = touched | "ByEnd" >> beam.FlatMap(_by_end).with_output_types(tuple[bytes, bytes])
+            first = beam.ParDo(_FirstTouchFn(self.keep)).with_output_types(tuple[str, list[bytes]])
+            together = by_end | "First" >> first
+        recall = beam.ParDo(_RecallFn(self.archive, whole=self.keep is not None), self.catalog)
+        return together | "Recall" >> recall.with_output_types(tuple[bytes, bytes])
+
+
+def _by_end(keyed: tuple[str, bytes]) -> Iterator[tuple[bytes, bytes]]:
+    """The touched billing periods by when they end, and by a part of the accounts."""
+    by_end: dict[bytes, list[Span]] = {}
+    for span in Touched.together([keyed[1]]).spans:
+        shard = zlib.crc32(span.billing_account_id.encode()) % _SHARDS
+        by_end.setdefault(b"%d %d" % (span.end, shard), []).append(span)
+    for key, spans in by_end.items():
+        yield key, Touched(spans=spans).packed()[1]
+
+
+class _FirstTouchFn(beam.DoFn):
+    """State: the billing periods that were touched before, 16 bytes each."""
+
+    KNOWN = BagStateSpec("known", BytesCoder())
+    OVER = TimerSpec("over", TimeDomain.WATERMARK)
+
+    def __init__(self, keep: timedelta) -> None:
+        self._keep = keep
+
+    def process(
+        self,
+        keyed: tuple[bytes, bytes],
+        known: Any = beam.DoFn.StateParam(KNOWN),
+        over: Any = beam.DoFn.TimerParam(OVER),
+    ) -> Iterator[tuple[str, list[bytes]]]:
+        touched = Touched.together([keyed[1]])
+        names = {xxhash.xxh3_128_digest(msgspec.msgpack.encode(span)): span for span in touched.spans}
+        new = names.keys() - set(known.read())
+        if new:
+            for name in sorted(new):
+                known.add(name)
+            over.set(Timestamp(int(keyed[0].split()[0])) + Duration(self._keep.total_seconds()))
+            key, packed = Touched(spans=[names[name] for name in sorted(new)]).packed()
+            yield key, [packed]
+
+    @on_timer(OVER)
+    def forget(self, known: Any = beam.DoFn.StateParam(KNOWN)) -> None:
+        known.clear()
 
 
 @dataclass
 class RecallSpans(beam.PTransform):
     """Read the archived usage of given spans, all of which is to be written anew."""
 
-    url: str
+    archive: Archive
     catalog: beam.pvalue.AsSingleton
     spans: list[Span]
 
     @no_annotations
-    def expand(self, begin: beam.pvalue.PBegin) -> Recalled:
+    def expand(self, begin: beam.pvalue.PBegin) -> beam.PCollection[tuple[bytes, bytes]]:
         key, packed = Touched(spans=self.spans).packed()
         spans = begin | "Spans" >> beam.Create([(key, [packed])], reshuffle=False)
-        return _recall(spans, _RecallFn(self.url, anew=True), self.catalog)
-
-
-def _recall(touched: beam.PCollection[Any], recall: _RecallFn, catalog: beam.pvalue.AsSingleton) -> Recalled:
-    reading = beam.ParDo(recall, catalog).with_output_types(tuple[bytes, bytes])
-    recalled = touched | "Recall" >> reading.with_outputs("identities", main="usage")
-    return Recalled(recalled["usage"], recalled["identities"])
+        recall = beam.ParDo(_RecallFn(self.archive, anew=True), self.catalog)
+        return spans | "Recall" >> recall.with_output_types(tuple[bytes, bytes])
 
 
 class _TouchFn(beam.DoFn):
-    """The rating keys and the days that a bundle touches, each once."""
+    """The rating keys that a bundle touches, each once."""
 
     def start_bundle(self) -> None:
         self._keys: dict[str, int] = {}
-        self._days: set[tuple[str, int]] = set()
 
     def process(self, events: pa.RecordBatch) -> None:
         lists = events["rating_keys"]
@@ -133,13 +171,10 @@ class _TouchFn(beam.DoFn):
         for text, first in zip(texts, firsts.tolist()):
             if first < self._keys.get(text, np.iinfo(np.int64).max):
                 self._keys[text] = first
-        tenants, tenant = code_column(events["tenant_id"])
-        for pair in np.unique(tenant * 100_000 + utc_days(events["time"])).tolist():
-            self._days.add((tenants[pair // 100_000], pair % 100_000))
 
     def finish_bundle(self) -> Iterator[beam.utils.windowed_value.WindowedValue]:
-        if self._days:
-            packed = Touched(self._keys, days=self._days).packed()
+        if self._keys:
+            packed = Touched(self._keys).packed()
             window = beam.window.GlobalWindow()
             yield beam.utils.windowed_value.WindowedValue(packed, window.start, (window,))
 
@@ -159,66 +194,24 @@ def joined(spans: Iterable[Span]) -> list[Span]:
 class _RecallFn(beam.DoFn):
     """Args:
     anew: Whether all line items are to be written, not just those that are not what they should be.
+    whole: Whether all usage of the spans is wanted, cell by cell, for it becomes state.
     """
 
-    def __init__(self, url: str, anew: bool = False) -> None:
-        self._url, self._anew = url, anew
+    def __init__(self, archive: Archive, anew: bool = False, whole: bool = False) -> None:
+        self._archive, self._anew, self._whole = archive, anew, whole
 
-    def process(self, packed: tuple[str, Iterable[bytes]], catalog: Catalog) -> Iterator[Any]:
+    def process(self, packed: tuple[str, Iterable[bytes]], catalogs: Catalogs) -> Iterator[tuple[bytes, bytes]]:
         touched = Touched.together(packed[1])
-        # All of it belongs to one instant: an event whose identity is known here, but not its usage, would be lost.
-        # An insert that a killed job sent may still arrive.
-        for _ in range(_TRIES):
-            before = _inserts(self._url)
-            identities = [*_identities(self._url, touched)]
-            usage = [*self._usage(touched, catalog)]
-            if _inserts(self._url) == before:
-                break
-        else:
-            raise clickhouse.DatabaseError(
-                "usage_events does not come to rest: another job writes to it. Stop it, and run this one again"
-            )
-        yield from usage
-        for batch in identities:
-            yield beam.pvalue.TaggedOutput("identities", batch)
-
-    def _usage(self, touched: Touched, catalog: Catalog) -> Iterator[tuple[bytes, bytes]]:
         alike: dict[tuple[str, int, int], list[str]] = {}
-        for span in joined(touched.spans):
+        for span in sorted(touched.spans) if self._whole else joined(touched.spans):
             alike.setdefault((span.tenant_id, span.start, span.end), []).append(span.billing_account_id)
         for (tenant, start, end), accounts in alike.items():
             for first in range(0, len(accounts), _ACCOUNTS):
                 some = accounts[first : first + _ACCOUNTS]
-                archived = _Archived(self._url, catalog, tenant, some, start, end, touched.voids)
+                archived = _Archived(self._archive, catalogs, tenant, some, start, end, touched.voids, self._whole)
                 if self._anew:
                     Metrics.counter("recall", "events").inc(archived.count())
                 yield from archived.usage(touched.keys, self._anew)
-
-
-_INSERTS = """
-SELECT partition_id, max(max_block_number) AS block FROM system.parts
-WHERE active AND database = currentDatabase() AND table = 'usage_events' GROUP BY partition_id
-"""
-
-
-def _inserts(url: str) -> set[tuple[str, int]]:
-    """Changes with each insert into the archive, and not with merges."""
-    return {(row["partition_id"], row["block"]) for row in clickhouse.query(url, _INSERTS).to_pylist()}
-
-
-_IDENTITIES = """
-SELECT identity, time FROM usage_events
-WHERE tenant_id = {tenant:String} AND toYYYYMMDD(time) IN {days:Array(UInt32)}
-"""
-
-
-def _identities(url: str, touched: Touched) -> Iterator[pa.RecordBatch]:
-    by_tenant: dict[str, set[int]] = {}
-    for tenant, day in touched.days:
-        by_tenant.setdefault(tenant, set()).add(day)
-    for tenant, days in by_tenant.items():
-        numbers = [int(str(np.datetime64(day, "D")).replace("-", "")) for day in sorted(days)]
-        yield from clickhouse.query(url, _IDENTITIES, {"tenant": tenant, "days": numbers}).to_batches()
 
 
 # --- usage ----------------------------------------------------------------------------------------------
@@ -233,10 +226,11 @@ WHERE tenant_id = {tenant:String}
   AND voids.time >= fromUnixTimestamp64Second({start:Int64}, 'UTC')
   AND voids.time < fromUnixTimestamp64Second({end:Int64}, 'UTC')
 """
-_EVENTS = """
+_EVENTS = f"""
 FROM usage_events FINAL
-WHERE tenant_id = {tenant:String} AND billing_account_id IN {accounts:Array(String)}
-  AND time >= fromUnixTimestamp64Second({start:Int64}, 'UTC') AND time < fromUnixTimestamp64Second({end:Int64}, 'UTC')
+WHERE tenant_id = {{tenant:String}} AND billing_account_id IN {{accounts:Array(String)}} AND {EARLIER}
+  AND time >= fromUnixTimestamp64Second({{start:Int64}}, 'UTC')
+  AND time < fromUnixTimestamp64Second({{end:Int64}}, 'UTC')
 """
 _CELLS = f"""
 SELECT key, intDiv(toUnixTimestamp64Micro(time), 3600000000) * 3600 AS hour, account_id, count() AS events,
@@ -269,37 +263,43 @@ _COUNTED = f"SELECT count() AS events {_EVENTS}"
 class _Archived:
     """What is archived of some accounts in a span of time."""
 
-    url: str
-    catalog: Catalog
+    archive: Archive
+    catalogs: Catalogs
     tenant: str
     accounts: list[str]
     start: int
     end: int
     new_voids: Collection[EventName]
+    whole: bool = False
 
     def __post_init__(self) -> None:
         self._parameters = {"tenant": self.tenant, "accounts": self.accounts, "start": self.start, "end": self.end}
-        self._meters = directory(self.catalog).meters
+        self._meters = meters_of(self.catalogs)
         self._keys: dict[int, tuple[str, RatingKey, Aggregation]] = {}
         for row in self._ask(_KEYS).to_pylist():
             key = RatingKey.parse(row["rating_key"])
-            # Of a key whose period is not all in the span only a part would be read; one whose meter the catalog has no
-            # more keeps the line items it has.
-            if span_of(key).start >= self.start and span_of(key).end <= self.end and key.meter_id in self._meters:
+            # One whose meter the catalog has no more keeps the line items it has.
+            if self._is_wanted(span_of(key)) and key.meter_id in self._meters:
                 self._keys[row["rating_key_id"]] = row["rating_key"], key, self._meters[key.meter_id].aggregation
         # Known already, or of this run, which stores them only later.
         names = {EventName(**row) for row in self._ask(_VOIDS).to_pylist()}.union(self.new_voids)
         self._voids = {name for name in names if name.tenant_id == self.tenant}
         self._apart = self._at_times_of_voids()
 
+    def _is_wanted(self, period: Span) -> bool:
+        if self.whole:  # Another period inside of the span is touched, and read, for itself.
+            return (period.start, period.end) == (self.start, self.end)
+        # Of a period that is not all in the span only a part would be read.
+        return period.start >= self.start and period.end <= self.end
+
     def _ask(self, sql: str, **parameters: Any) -> pa.Table:
-        return clickhouse.query(self.url, sql, self._parameters | parameters)
+        return self.archive.query(sql, self._parameters | parameters)
 
     def count(self) -> int:
         return int(self._ask(_COUNTED)["events"][0].as_py())
 
     def usage(self, touched: Mapping[str, int], anew: bool) -> Iterator[tuple[bytes, bytes]]:
-        """Of the keys that are touched, or have a line item that is not what it should be, their usage.
+        """Of the keys that are touched, or have a line item that is not what it should be, their usage; or of all.
 
         Args:
           touched: By key, the first second.
@@ -313,8 +313,11 @@ class _Archived:
         for id, start, end, broken in zip(keys.tolist(), starts.tolist(), ends.tolist(), first_wrong.tolist()):
             text, key, aggregation = self._keys[id]
             first = min(broken, end)
-            if text in touched:
-                first = min(first, start + int(np.searchsorted(cells.window[start:end], _window(touched[text], key))))
+            if self.whole:
+                first = start
+            elif text in touched:
+                window, _ = window_bounds(key, touched[text])
+                first = min(first, start + int(np.searchsorted(cells.window[start:end], window)))
             elif first == end:
                 continue
             usage = cells.usage(first, end, aggregation)
@@ -329,21 +332,21 @@ class _Archived:
         totals = Totals()
         aggregations = {name: meter.aggregation for name, meter in self._meters.items()}
         found: dict[int, UsageByCell] = {}
-        for batch, is_voided in archived_at_times_of(self.url, self._voids, self.accounts):
+        for batch, is_voided in archived_at_times_of(self.archive, self._voids, self.accounts):
             totals.add(batch.filter(pa.array(~is_voided)), aggregations)
             for event in batch.filter(pa.array(is_voided)).to_pylist():
                 for text in event["rating_keys"]:
                     id = rating_key_id(text)
                     if id in self._keys:
                         _, key, aggregation = self._keys[id]
-                        cell = Cell(_window(microseconds(event["time"]) // 1_000_000, key), event["account_id"])
-                        _add(found.setdefault(id, {}), cell, voided(aggregation, 1), aggregation)
-        for encoded, packed in totals.flush():
-            id = rating_key_id(encoded.decode())
+                        window, _ = window_bounds(key, microseconds(event["time"]) // 1_000_000)
+                        cell = Cell(window, event["account_id"])
+                        add(aggregation, found.setdefault(id, {}), cell, voided(aggregation, 1))
+        for text, aggregation, usages in totals.take():
+            id = rating_key_id(text)
             if id in self._keys:
-                aggregation = self._keys[id][2]
-                for cell, usage in Pane.unpacked(aggregation, packed).usage.items():
-                    _add(found.setdefault(id, {}), cell, usage, aggregation)
+                for cell, usage in usages.items():
+                    add(aggregation, found.setdefault(id, {}), cell, usage)
         return found
 
     def _ids(self, *aggregations: Aggregation) -> list[int]:
@@ -394,9 +397,14 @@ class _Archived:
         )
         return Cells.sorted(names, *(np.concatenate(columns) for columns in zip(added_up, one_by_one)))
 
+    @cached_property
+    def _written(self) -> pa.Table:
+        """The line items that are stored."""
+        return self._ask(_WRITTEN).unify_dictionaries().combine_chunks()
+
     def _as_written(self, cells: Cells) -> np.ndarray:
         """Which cells' line items are stored as they should be, but for the price: that of a version never changes."""
-        table = self._ask(_WRITTEN).unify_dictionaries().combine_chunks()
+        table = self._written
         names, account = code_column(whole(table["account_id"]))
         rank = {name: place for place, name in enumerate(cells.accounts)}
         ranks = np.asarray([rank.get(name, -1) for name in names] or [-1], np.int64)[account]
@@ -432,10 +440,7 @@ class _Archived:
 
     def _others(self, touched: Mapping[str, int], anew: bool) -> Iterator[tuple[bytes, bytes]]:
         """The same of keys whose usage does not add up."""
-        ids = self._ids(*_VALUES)
-        if not ids:
-            return
-        found = {id: dict(usages) for id, usages in self._apart.items() if id in set(ids)}
+        found = {id: dict(usages) for id, usages in self._apart.items() if self._keys[id][2] in _VALUES}
         for aggregation, value in _VALUES.items():
             if not self._ids(aggregation):
                 continue
@@ -445,27 +450,18 @@ class _Archived:
                     continue
                 key = self._keys[row["key"]][1]
                 usage = Usage(row["events"], _value(aggregation, row["value"]))
-                cell = Cell(_window(row["hour"], key), row["account_id"])
-                _add(found.setdefault(row["key"], {}), cell, usage, aggregation)
+                cell = Cell(window_bounds(key, row["hour"])[0], row["account_id"])
+                add(aggregation, found.setdefault(row["key"], {}), cell, usage)
         stored: dict[int, dict[Cell, tuple[Any, ...]]] = {}
-        for row in self._ask(_WRITTEN).to_pylist():
-            key_id, window, account, *rest = row.values()
-            stored.setdefault(key_id, {})[Cell(window, account)] = tuple(rest)
+        if found and not anew:
+            ours = self._written.filter(pc.is_in(self._written["key"], pa.array(list(found), pa.uint64())))
+            for key_id, window, account, *rest in zip(*(column.to_pylist() for column in ours.columns)):
+                stored.setdefault(key_id, {})[Cell(window, account)] = tuple(rest)
         for id, usages in found.items():
             text, _, aggregation = self._keys[id]
             since = min(usages) if anew else _first_wrong(aggregation, usages, stored.get(id, {}))
-            if text in touched or since is not None:
+            if self.whole or text in touched or since is not None:
                 yield text.encode(), Pane(usages, since, is_archived=True).packed(aggregation)
-
-
-def _add(usages: UsageByCell, cell: Cell, usage: Usage, aggregation: Aggregation) -> None:
-    known = usages.get(cell)
-    usages[cell] = usage if known is None else merge(aggregation, known, usage)
-
-
-def _window(seconds: int, key: RatingKey) -> int:
-    """The start of the usage window that an instant of the key's period lies in."""
-    return max(seconds - seconds % _HOUR, span_of(key).start)
 
 
 def _value(aggregation: Aggregation, value: Any) -> Any:

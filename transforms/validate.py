@@ -8,6 +8,7 @@ from datetime import timedelta
 from typing import Any, NamedTuple
 
 import apache_beam as beam
+import numpy as np
 import pyarrow as pa
 from apache_beam.metrics import Metrics
 from apache_beam.typehints.decorators import no_annotations
@@ -16,6 +17,7 @@ from meterline.schemas.catalog import Catalog
 from meterline.schemas.records import Reject
 from meterline.transforms import coders  # noqa: F401 — registers how batches are encoded
 from meterline.transforms.blocks import Block
+from meterline.transforms.catalogs import Catalogs
 from meterline.transforms.scan import EventShape, Scanner
 
 
@@ -43,6 +45,20 @@ class ValidateEvents(beam.PTransform):
         return Validated(validated["events"], validated["rejects"])
 
 
+def _by_catalog(block: Block, catalogs: Catalogs) -> Iterator[tuple[Catalog, Block]]:
+    """The records by the catalog that was in force when they were received; nearly always it is one."""
+    if isinstance(block.received_time, int):
+        yield catalogs.as_of(block.received_time), block
+        return
+    times, time_of_record = np.unique(block.received_time, return_inverse=True)
+    in_force = [catalogs.as_of(time) for time in times.tolist()]
+    digests = [one.digest for one in in_force]
+    for place, digest in enumerate(digests):
+        if digests.index(digest) == place:
+            records = np.flatnonzero(np.asarray([one == digest for one in digests])[time_of_record])
+            yield in_force[place], block if len(records) == len(time_of_record) else block.take(records)
+
+
 class _ValidateFn(beam.DoFn):
     def __init__(self, horizon: timedelta | None) -> None:
         self._horizon = horizon
@@ -51,7 +67,11 @@ class _ValidateFn(beam.DoFn):
         self._scanner: Scanner | None = None
         self._digest = ""
 
-    def process(self, block: Block, catalog: Catalog) -> Iterator[Any]:
+    def process(self, block: Block, catalogs: Catalogs) -> Iterator[Any]:
+        for catalog, part in _by_catalog(block, catalogs):
+            yield from self._validate(part, catalog)
+
+    def _validate(self, block: Block, catalog: Catalog) -> Iterator[Any]:
         if self._scanner is None or self._digest != catalog.digest:
             self._scanner, self._digest = Scanner(EventShape.of(catalog), self._horizon), catalog.digest
         scanned = self._scanner.scan(block.records, block.received_time)
@@ -65,13 +85,10 @@ class _ValidateFn(beam.DoFn):
                     reason,
                     message,
                     block.records[place],
-                    block.origin,
-                    int(block.positions[place]),
-                    block.received_time,
+                    *block.place(place),
                 ),
             )
         if scanned.events.num_rows:
-            origin = pa.DictionaryArray.from_arrays(pa.array([0] * scanned.events.num_rows, pa.int32()), [block.origin])
-            yield scanned.events.append_column("origin", origin).append_column(
+            yield scanned.events.append_column("origin", block.origins(scanned.places)).append_column(
                 "position", pa.array(block.positions[scanned.places])
             )

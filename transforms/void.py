@@ -19,7 +19,7 @@ from apache_beam.typehints.decorators import no_annotations
 from meterline.schemas.event import EventError, Reason, microseconds
 from meterline.schemas.records import Reject
 from meterline.schemas.voids import VOID_SOURCE, VOID_TYPE, Void
-from meterline.transforms.archive import archived_spans
+from meterline.transforms.archive import Archive, archived_spans
 from meterline.transforms.recall import Touched
 
 
@@ -37,22 +37,22 @@ class VoidEvents(beam.PTransform):
     their identity is remembered, so that they can be sent again.
 
     Args:
-      url: Of the database with the archive.
+      archive: What earlier runs stored: an event of the same run cannot be voided yet.
     """
 
-    url: str
+    archive: Archive
 
     @no_annotations
     def expand(self, events: beam.PCollection[pa.RecordBatch]) -> Voided:
-        look_up = beam.ParDo(_VoidFn(self.url)).with_output_types(pa.RecordBatch)
+        look_up = beam.ParDo(_VoidFn(self.archive)).with_output_types(pa.RecordBatch)
         voided = events | "LookUp" >> look_up.with_outputs("touched", "rejects", main="events")
         touched = voided["touched"] | "Typed" >> beam.Map(lambda one: one).with_output_types(tuple[str, bytes])
         return Voided(voided["events"], touched, voided["rejects"])
 
 
 class _VoidFn(beam.DoFn):
-    def __init__(self, url: str) -> None:
-        self._url = url
+    def __init__(self, archive: Archive) -> None:
+        self._archive = archive
 
     def process(self, events: pa.RecordBatch) -> Iterator[Any]:
         rows = voiding_rows(events)
@@ -66,14 +66,14 @@ class _VoidFn(beam.DoFn):
                 voids[row] = Void.parse(events["payload"][row].as_py())
             except EventError as error:
                 wrong[row] = error
-        spans = archived_spans(self._url, voids.values())
+        spans = archived_spans(self._archive, voids.values())
         for row, void in list(voids.items()):
             if void not in spans:
                 del voids[row]
                 wrong[row] = EventError(
                     Reason.UNKNOWN_EVENT,
                     f"no event is archived with source {void.event.source!r}, id {void.event.id!r} and this tenant, "
-                    "subject and time; an event can be voided once it was accepted",
+                    "subject and time; an event can be voided by a run after the one that accepted it",
                 )
         for row in sorted(wrong):
             Metrics.counter("void", wrong[row].reason).inc()

@@ -6,6 +6,7 @@ fails the bundle, so that nothing is acknowledged upstream before it is stored.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import apache_beam as beam
 import numpy as np
 import pyarrow as pa
+from apache_beam.metrics import Metrics
 from apache_beam.typehints.decorators import no_annotations
 
 from meterline.schemas.arrow import AMOUNT, MICROSECONDS, QUANTITY
@@ -20,10 +22,14 @@ from meterline.schemas.records import LineItem, RatingKey, Reject, rating_key_id
 from meterline.schemas.voids import Void
 from meterline.transforms import clickhouse
 from meterline.transforms.columns import code_column
+from meterline.transforms.lease import RunGuard
 from meterline.transforms.void import voiding_rows
 
 MAX_ROWS = 50_000
 MAX_BYTES = 64 << 20
+_KEPT_KEYS = 100_000
+# Counted apart: what is stored so many seconds after it was received, or sooner.
+WITHIN_SECONDS = (5, 30, 300)
 _SECONDS = pa.timestamp("s", tz="UTC")
 _TEXT_MAP = pa.map_(pa.string(), pa.string())
 
@@ -35,19 +41,29 @@ class WriteRows(beam.PTransform):
     Args:
       url: Of the database.
       to_arrow: By the name of a table, from the elements of a batch to its rows; tables are written in this order.
+      guard: Is asked first, and raises when nothing may be written any more.
+      is_live: Whether elements are received as they happen; then the delay until they are stored is counted.
     """
 
     url: str
     to_arrow: dict[str, Callable[[list[Any]], pa.Table]]
+    guard: RunGuard | None = None
+    is_live: bool = False
 
     @no_annotations
     def expand(self, rows: beam.PCollection[Any]) -> beam.PCollection[None]:
-        return rows | "Insert" >> beam.ParDo(_InsertFn(self.url, self.to_arrow))
+        return rows | "Insert" >> beam.ParDo(_InsertFn(self.url, self.to_arrow, self.guard, self.is_live))
 
 
 class _InsertFn(beam.DoFn):
-    def __init__(self, url: str, to_arrow: dict[str, Callable[[list[Any]], pa.Table]]) -> None:
-        self._url, self._to_arrow = url, to_arrow
+    def __init__(
+        self,
+        url: str,
+        to_arrow: dict[str, Callable[[list[Any]], pa.Table]],
+        guard: RunGuard | None = None,
+        is_live: bool = False,
+    ) -> None:
+        self._url, self._to_arrow, self._guard, self._is_live = url, to_arrow, guard, is_live
 
     def start_bundle(self) -> None:
         self._held: list[Any] = []
@@ -66,9 +82,29 @@ class _InsertFn(beam.DoFn):
 
     def _flush(self) -> None:
         if self._held:
+            if self._guard:
+                self._guard.check()
             for table, to_arrow in self._to_arrow.items():
-                clickhouse.insert(self._url, table, to_arrow(self._held))
+                rows = to_arrow(self._held)
+                began = time.monotonic()
+                clickhouse.insert(self._url, table, rows)
+                if rows.num_rows:
+                    _count(table, rows, time.monotonic() - began, self._is_live)
         self.start_bundle()
+
+
+def _count(table: str, rows: pa.Table, seconds: float, is_live: bool) -> None:
+    """Count an insert. The counters say what the distributions do, as Flink shows its reporters no distribution."""
+    milliseconds = round(seconds * 1000)
+    Metrics.counter("write", f"{table}_rows").inc(rows.num_rows)
+    Metrics.counter("write", f"{table}_inserts").inc()
+    Metrics.counter("write", f"{table}_milliseconds").inc(milliseconds)
+    Metrics.distribution("write", f"{table}_insert_milliseconds").update(milliseconds)
+    if is_live and "received_time" in rows.column_names:
+        delays = time.time_ns() // 1000 - np.asarray(rows["received_time"].cast(pa.int64()))
+        Metrics.distribution("write", f"{table}_delay_milliseconds").update(max(int(delays.max()) // 1000, 0))
+        for within in WITHIN_SECONDS:
+            Metrics.counter("write", f"{table}_within_{within}s").inc(int((delays <= within * 1_000_000).sum()))
 
 
 def line_item_rows(items: list[LineItem]) -> pa.Table:
@@ -135,6 +171,24 @@ def rating_key_rows(batches: list[pa.RecordBatch]) -> pa.Table:
     )
 
 
+class NewRatingKeys:
+    """The different rating keys of attributed events that this worker has not stored yet, for those of a stream are the
+    same in every bundle. After an insert that failed nobody asks: Beam throws a worker's steps away then.
+    """
+
+    def __init__(self) -> None:
+        self._stored: set[str] = set()
+
+    def __call__(self, batches: list[pa.RecordBatch]) -> pa.Table:
+        rows = rating_key_rows(batches)
+        texts = rows["rating_key"].to_pylist()
+        rows = rows.filter(pa.array([text not in self._stored for text in texts], pa.bool_()))
+        if len(self._stored) > _KEPT_KEYS:
+            self._stored.clear()
+        self._stored.update(texts)
+        return rows
+
+
 def void_rows(batches: list[pa.RecordBatch]) -> pa.Table:
     """What the voiding events among attributed events void."""
     rows = [(batch, row) for batch in batches for row in voiding_rows(batch)]
@@ -153,8 +207,11 @@ def void_rows(batches: list[pa.RecordBatch]) -> pa.Table:
     )
 
 
-def usage_event_rows(batches: list[pa.RecordBatch]) -> pa.Table:
-    return pa.Table.from_batches([_archived(batch) for batch in batches]).unify_dictionaries()
+def usage_event_rows(batches: list[pa.RecordBatch], run_id: str) -> pa.Table:
+    """Attributed events as a run archives them."""
+    rows = pa.Table.from_batches([_archived(batch) for batch in batches]).unify_dictionaries()
+    run = pa.DictionaryArray.from_arrays(pa.array(np.zeros(rows.num_rows, np.int32)), pa.array([run_id]))
+    return rows.append_column("run_id", run)
 
 
 _ARCHIVED = [

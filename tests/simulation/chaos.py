@@ -3,18 +3,20 @@ that reach ClickHouse late, twice and out of order. All of it from one seed, and
 
 What may go wrong is what the Beam model and docs/exactly_once.md permit, and all of that:
 
-- **Runs** start without state and recall the archive before they count an event. One runs at a time. A killed one is
-  repeated with the same input; where only its line items were missing, `rate --from-archive` may complete them instead.
+- **Runs** start without state and recall the archive: those over files when they have read their input, streams each
+  time they touch a billing period first. One runs at a time. A killed one is repeated with the same input; where only
+  its line items were missing, `rate --from-archive` may complete them instead.
 - **Bundles** are of any size. One that fails leaves no state and no output, but the rows it had inserted, in part or
   whole; it is tried again, perhaps as other bundles, by a new worker.
 - **Checkpoints** hold everything a run is: position in its input, both shuffles, state, watermark, counters. An older
   one may be restored at any time: what came after it comes again, in other bundles and another order.
 - **Order** is free, but in worlds where two events contend for one identity: there the events of a key keep theirs.
   Runs keep theirs also in worlds with voids: what is voided came in an earlier run, or will only in a later one.
-- **The watermark** follows the time at which the oldest pending record was received, or runs ahead of it by less than a
-  day. State of a window that has ended by the job's own allowed lateness is gone, and what comes for it is dropped.
+- **The watermark** of a stream follows the time at which the oldest record that is on its way to `rate` was received, or
+  runs ahead of it by less than messages may wait and a day. State of a window that has ended by the job's own allowed lateness is gone, and
+  what comes for it is dropped.
 - **Inserts** that were acknowledged are stored, and may be repeated much later. Of others, when the worker died, any
-  part is stored: now, later or never; only not while `recall` reads.
+  part is stored: now, later or never; of events not after the next run has begun, which waits for that.
 """
 
 from __future__ import annotations
@@ -31,6 +33,7 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
+from meterline.pipelines import rate_usage
 from meterline.transforms import clickhouse
 
 from . import auditor, engine
@@ -45,6 +48,8 @@ MAX_FAULTS = 8
 # Where most goes wrong in a world, so that each place has worlds in which it is tried again and again.
 WEAK_SPOTS = ("", "query", "voids", "usage_events", "line_items", "stored", "commit")
 ARCHIVE = ("rating_keys", "voids", "usage_events")
+# Counters that say nothing of where a record went.
+_ELSEWHERE = ("rate", "rec", "write")
 BEGINNING = -(2**62)  # a watermark before all time
 
 
@@ -68,6 +73,7 @@ class Scenario(NamedTuple):
     ahead: timedelta
     fault_rate: float
     weak_spot: str
+    is_stream: bool
 
     @property
     def books(self) -> Books:
@@ -88,10 +94,15 @@ def imagine(seed: int) -> Scenario:
     has_voids = len(inputs) > 1 and rng.random() < 0.5
     if has_voids:
         inputs = _voided(rng, world, inputs)
-    sizes = engine.Sizes(rng.choice([10, 100, 50_000]), rng.choice([0, 5, 200_000]), rng.random() < 0.8)
+    sizes = engine.Sizes(
+        rng.choice([10, 100, 50_000]), rng.choice([0, 5, 200_000]), rng.choice([0, 2, 64]), rng.random() < 0.8
+    )
     ahead = timedelta(hours=rng.choice([0, 23, 23]))
     shards, rate, weak_spot = rng.choice([1, 3]), rng.choice([0, 0.02, 0.03, 0.04]), rng.choice(WEAK_SPOTS)
-    return Scenario(seed, world, inputs, ordered, ordered or has_voids, shards, sizes, ahead, rate, weak_spot)
+    # A stream has a horizon, and takes no voids.
+    is_stream = world.horizon is not None and not has_voids and rng.random() < 0.8
+    in_turn = ordered or has_voids
+    return Scenario(seed, world, inputs, ordered, in_turn, shards, sizes, ahead, rate, weak_spot, is_stream)
 
 
 def is_large(seed: int) -> bool:
@@ -207,11 +218,11 @@ class Sink:
     faults: Faults
     at_once: bool = False
     archived: bool = False
-    is_still: bool = False  # nothing that is late comes
     _insert: Any = field(default_factory=lambda: clickhouse.insert)
     _query: Any = field(default_factory=lambda: clickhouse.query)
     _arrived: dict[str, list[pa.Table]] = field(default_factory=lambda: {table: [] for table in TABLES[::-1]})
     _late: list[tuple[str, pa.Table]] = field(default_factory=list)
+    _visible: Random = field(default_factory=lambda: Random(0))
 
     def insert(self, url: str, table: str, rows: pa.Table) -> None:
         assert url == self.url
@@ -233,9 +244,12 @@ class Sink:
     def query(self, url: str, sql: str, *args: Any, **options: Any) -> pa.Table:
         assert url == self.url
         self.faults.step("query")
-        if not self.is_still:
-            self.let_late_rows_in(0.5)
-        self.flush(*ARCHIVE)
+        self.let_late_rows_in(0.5)
+        if "FROM line_items" in sql:
+            self.flush(*TABLES)
+        elif self._visible.random() < 0.3:
+            # A run's own rows, which it must not see; those of earlier runs are stored.
+            self.flush(*ARCHIVE)
         return self._shuffled(self._query(url, sql, *args, **options))
 
     def _shuffled(self, rows: pa.Table) -> pa.Table:
@@ -251,14 +265,15 @@ class Sink:
         parts = [rows.take(pa.array(some, pa.int64())).combine_chunks() for some in (order[:cut], order[cut:])]
         return pa.concat_tables(parts)
 
-    @contextmanager
-    def still(self) -> Iterator[None]:
-        """Whoever reads twice meanwhile reads the same rows."""
-        self.is_still = True
-        try:
-            yield
-        finally:
-            self.is_still = False
+    def begin(self) -> None:
+        """A run begins: what an earlier one sent to the archive is stored by now, or never will be."""
+        late, self._late = self._late, []
+        for table, rows in late:
+            if table not in ARCHIVE:
+                self._late.append((table, rows))
+            elif self.rng.random() < 0.5:
+                self._store(table, rows)
+        self.flush(*ARCHIVE)
 
     def let_late_rows_in(self, chance: float) -> None:
         while self._late and self.rng.random() < chance:
@@ -297,12 +312,11 @@ class Progress:
     """All that a run is, but for its worker: what a checkpoint holds. Values in it are never changed, only replaced."""
 
     position: int = 0
-    touched: list[bytes] = field(default_factory=list)
-    known: list[engine.Known] | None = None  # None: the archive was not recalled yet
+    touched: list[tuple[bytes, int]] = field(default_factory=list)  # the number is when it was received, as in `since`
     pieces: list[engine.Piece] = field(default_factory=list)
-    seen: dict[engine.SeenKey, tuple[bytes, ...]] = field(default_factory=dict)
     usage: dict[bytes, tuple[bytes, ...]] = field(default_factory=dict)
-    rated: dict[bytes, bytes] = field(default_factory=dict)
+    since: dict[bytes, int] = field(default_factory=dict)
+    state: engine.State = field(default_factory=engine.State)
     watermark: int = BEGINNING
     counters: Counter[str] = field(default_factory=Counter)
 
@@ -312,14 +326,19 @@ class Progress:
 
     def has_archived(self, arrivals: list[auditor.Arrival]) -> bool:
         """Whether nothing but line items can be missing."""
-        return self.position == len(arrivals) and self.known is not None and not self.pieces
+        return self.position == len(arrivals) and not self.pieces
 
     def is_done(self, arrivals: list[auditor.Arrival]) -> bool:
-        return self.has_archived(arrivals) and not self.usage
+        return self.has_archived(arrivals) and not self.usage and not self.touched
 
-    def put(self, usage: list[engine.Usage]) -> None:
+    def put(self, usage: list[engine.Usage], received: int) -> None:
         for key, packed in usage:
             self.usage[key] = (*self.usage.get(key, ()), packed)
+            self.since[key] = min(received, self.since.get(key, received))
+
+    def pending(self) -> list[int]:
+        """When all of it was received that is on its way to `rate`."""
+        return [*(piece.received_time for piece in self.pieces), *(at for _, at in self.touched), *self.since.values()]
 
 
 @dataclass
@@ -340,6 +359,8 @@ class Run:
         Raises:
           Killed: somewhere between; `now` is what was committed.
         """
+        self.job = replace(self.job, run_id=f"{self.rng.getrandbits(128):032x}")
+        self.sink.begin()
         worker = engine.Worker(self.job)
         checkpoints = [self.now.copy()]
         while not self.now.is_done(self.arrivals):
@@ -353,7 +374,6 @@ class Run:
                 match self.rng.choice(["bundle", "bundle", "checkpoint", "run", "run"]):
                     case "checkpoint":
                         self.now = self.rng.choice(checkpoints).copy()
-                        self.sink.faults.forgotten += self.now.known is None
                     case "run":
                         self.sink.faults.forgotten += 1
                         raise Killed from None
@@ -364,21 +384,46 @@ class Run:
 
     def _bundle(self, worker: engine.Worker, now: Progress) -> None:
         """Some bundle that is due."""
-        if now.position < len(self.arrivals):
-            pieces, touched = worker.attribute(self._blocks(now))
-            now.pieces += pieces
-            now.touched += touched
-        elif now.known is None:
-            # `meterline rate` leaves it out where nothing is archived.
-            may_be_archived = self.sink.archived or self.rng.random() < 0.2
-            now.known, usage = recall(worker, now.touched, self.sink) if may_be_archived else ([], [])
-            now.put(usage)
-        elif now.pieces and (not now.usage or self.rng.random() < 0.6):
-            pieces = self._some_pieces(now)
-            now.put(worker.deduplicate(pieces, now.known, now.seen))
-            self._advance(now)
-        else:
-            worker.rate(list(self._panes(now)), now.rated)
+        has_read = now.position == len(self.arrivals)
+        is_stream = self.job.keep is not None
+        due = []
+        if not has_read:
+            due.append(self._attribute)
+        if now.pieces:
+            due.append(self._deduplicate)
+        if now.touched and (is_stream or has_read):
+            due.append(self._recall)
+        # Over files the usage of a key is all there when it is rated.
+        if now.usage and (is_stream or not due):
+            due.append(self._rate)
+        self.rng.choice(due)(worker, now)
+
+    def _attribute(self, worker: engine.Worker, now: Progress) -> None:
+        pieces, touched = worker.attribute(self._blocks(now))
+        now.pieces += pieces
+        if self.job.keep is not None:
+            touched = worker.first_touches(touched, now.state)
+        received = min((piece.received_time for piece in pieces), default=0)
+        now.touched += [(one, received) for one in touched]
+
+    def _recall(self, worker: engine.Worker, now: Progress) -> None:
+        some = now.touched
+        if self.job.keep is not None:
+            self.rng.shuffle(some)
+            some = some[: self.rng.randint(1, len(some))]
+        now.touched = now.touched[len(some) :]
+        # `meterline rate` leaves it out where nothing is archived.
+        if self.sink.archived or self.rng.random() < 0.2:
+            now.put(worker.recall([one for one, _ in some]), min(at for _, at in some))
+
+    def _deduplicate(self, worker: engine.Worker, now: Progress) -> None:
+        pieces = self._some_pieces(now)
+        received = min((piece.received_time for piece in pieces), default=0)
+        now.put(worker.deduplicate(pieces, now.state), received)
+        self._advance(worker, now)
+
+    def _rate(self, worker: engine.Worker, now: Progress) -> None:
+        worker.rate(list(self._panes(now)), now.state)
 
     def _blocks(self, now: Progress) -> Iterator[engine.Block]:
         for _ in range(self.rng.randint(1, 4)):
@@ -413,28 +458,22 @@ class Run:
         keys = self.rng.sample(sorted(now.usage), min(len(now.usage), self.rng.choice([3, 20, 100, 300])))
         for key in keys:
             waiting = now.usage.pop(key)
-            pane = self.rng.sample(waiting, len(waiting) if self.rng.random() < 0.5 else 1)
+            in_parts = self.job.keep is not None and self.rng.random() < 0.5
+            pane = self.rng.sample(waiting, 1 if in_parts else len(waiting))
             if len(pane) < len(waiting):
                 now.usage[key] = _without(waiting, pane)
+            else:
+                del now.since[key]
             yield key, pane
 
-    def _advance(self, now: Progress) -> None:
-        """Let the watermark follow what was received, and state end. Where input has no horizon, it is bounded."""
-        if self.job.horizon is None or self.rng.random() < 0.2:
+    def _advance(self, worker: engine.Worker, now: Progress) -> None:
+        """Let the watermark of a stream follow what was received, and state end."""
+        if self.job.keep is None or self.rng.random() < 0.2:
             return
-        pending = [piece.received_time for piece in now.pieces]
-        if pending:
-            ahead = self.scenario.ahead // timedelta(microseconds=1)
+        if pending := now.pending():
+            ahead = (self.scenario.ahead + rate_usage.RETENTION) // timedelta(microseconds=1)
             now.watermark = max(now.watermark, min(pending) + ahead)
-        for key in [key for key in now.seen if self.job.windowing.has_ended(key[1], now.watermark)]:
-            del now.seen[key]
-
-
-def recall(
-    worker: engine.Worker, touched: list[bytes], sink: Sink, anew: bool = False
-) -> tuple[list[engine.Known], list[engine.Usage]]:
-    with sink.still():
-        return worker.recall(touched, anew)
+        worker.advance(now.watermark, now.state)
 
 
 def _without(all_of_them: tuple[bytes, ...], some: list[bytes]) -> tuple[bytes, ...]:
@@ -488,11 +527,11 @@ def play(scenario: Scenario, url: str) -> tuple[Counter[str], int]:
                 complete_from_archive = True
             counters += run.now.counters
         while complete_from_archive:
-            run = Run(job, scenario, sink, rng, "", [], Progress(known=[]))
+            run = Run(job, scenario, sink, rng, "", [])
             with engine.counting(Counter()):
                 try:
-                    _, usage = recall(engine.Worker(job), engine.all_spans(url), sink, anew=True)
-                    run.now.put(usage)
+                    sink.begin()
+                    run.now.put(engine.Worker(job).recall(engine.all_spans(url), anew=True), 0)
                     run.finish()
                     break
                 except (Crash, Killed):
@@ -506,15 +545,16 @@ def submitted(scenario: Scenario, url: str, sink: Sink) -> Iterator[engine.Job]:
     """The job for a scenario, with the sink between it and ClickHouse."""
     with tempfile.TemporaryDirectory() as folder, engine.between(sink.insert, sink.query, scenario.sizes):
         horizon = scenario.world.horizon
-        catalog, windowing = load(scenario.world, Path(folder)), engine.declared_windowing(horizon)
-        yield engine.Job(catalog, url, horizon, scenario.shards, windowing)
+        keep = horizon + rate_usage.RETENTION + rate_usage.SLACK if scenario.is_stream and horizon else None
+        catalog, windowing = load(scenario.world, Path(folder)), engine.declared_windowing(keep)
+        yield engine.Job(catalog, url, horizon, keep, scenario.shards, windowing, "")
 
 
 def account_for(books: Books, counters: Counter[str], forgotten: int) -> None:
     """Every record that came is in one place, and the job's own counters say so."""
     expected = Counter(f"{stage}/{reason}" for reason, stage, _ in books.rejects)
     expected["validate/records"] = len(books.accepted) + books.duplicates + len(books.rejects)
-    found = Counter({name: count for name, count in counters.items() if count and not name.startswith(("rate", "rec"))})
+    found = Counter({name: count for name, count in counters.items() if count and not name.startswith(_ELSEWHERE)})
     accepted, duplicates = found.pop("deduplicate/accepted", 0), found.pop("deduplicate/duplicate", 0)
     if found != expected or accepted + duplicates != len(books.accepted) + books.duplicates:
         raise Different(f"counters: the job counted {counters}, the books {expected}")

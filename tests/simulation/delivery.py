@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 from random import Random
@@ -156,11 +156,15 @@ def _treated(how: Treatment) -> Iterator[None]:
             patch.setattr(meter, "_MAX_CELLS", 0)
             patch.setattr(meter, "_HELD_SLOTS", 0)
             patch.setattr(rate.CollectPanes, "expand", _each_apart)
+            patch.setattr(rate, "_RateFn", lambda _: _RateFn(timedelta(days=1)))
         yield
 
 
 def _each_apart(self: rate.CollectPanes, usage: Any) -> Any:
     return usage | "Apart" >> beam.Map(_alone).with_output_types(tuple[bytes, Any])
+
+
+_RateFn = rate._RateFn
 
 
 def _alone(keyed: tuple[bytes, bytes]) -> tuple[bytes, list[bytes]]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, MutableMapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import lru_cache, partial
 from typing import Any, NamedTuple
@@ -40,7 +40,6 @@ from meterline.transforms.blocks import Block, Records
 from meterline.transforms.coders import BatchCoder
 
 Usage = tuple[bytes, bytes]  # a rating key's text, and packed usage of it
-Known = tuple[Any, ...]  # what the side input of `deduplicate` holds
 SeenKey = tuple[bytes, Any]  # shard and window
 BATCHES = BatchCoder()
 
@@ -69,16 +68,12 @@ class Windowing(NamedTuple):
         return window.max_timestamp().micros + self.lateness_seconds * 1e6 < watermark
 
 
-def declared_windowing(horizon: timedelta | None) -> Windowing:
-    """As it stands in the pipeline that the job builds."""
-    return _declared_windowing(horizon, deduplicate.SLACK)
-
-
 @lru_cache
-def _declared_windowing(horizon: timedelta | None, _: timedelta) -> Windowing:
+def declared_windowing(keep: timedelta | None) -> Windowing:
+    """As it stands in the pipeline that the job builds."""
     pipeline = beam.Pipeline(runner=FnApiRunner())
     events = pipeline | beam.Create([])
-    {"events": events} | "Deduplicate" >> deduplicate.DeduplicateEvents(horizon=horizon)
+    events | "Deduplicate" >> deduplicate.DeduplicateEvents(keep=keep)
     found: list[Any] = []
 
     class Visitor(beam.pipeline.PipelineVisitor):
@@ -103,6 +98,19 @@ class _Cell:
     def write(self, value: bytes) -> None:
         self._cells[self._key] = value
 
+    def clear(self) -> None:
+        self._cells.pop(self._key, None)
+
+
+class _Timer:
+    """A timer on the watermark, in microseconds."""
+
+    def __init__(self, timers: MutableMapping[Any, int], key: Any) -> None:
+        self._timers, self._key = timers, key
+
+    def set(self, time: Any) -> None:
+        self._timers[self._key] = time.micros
+
 
 class _Bag:
     """A cell that holds any number of elements, in no order that anybody may know."""
@@ -122,13 +130,30 @@ class _Bag:
 
 @dataclass(frozen=True)
 class Job:
-    """What was submitted; `windowing` comes from the job itself."""
+    """What was submitted; `windowing` comes from the job itself. It is a stream where state is kept for some time."""
 
     catalog: Catalog
     url: str
     horizon: timedelta | None
+    keep: timedelta | None
     shards: int
     windowing: Windowing
+    run_id: str
+
+
+@dataclass
+class State:
+    """Keyed state and timers of a run."""
+
+    seen: dict[SeenKey, tuple[bytes, ...]] = field(default_factory=dict)
+    touched: dict[bytes, tuple[bytes, ...]] = field(default_factory=dict)
+    hot: dict[bytes, bytes] = field(default_factory=dict)
+    cold: dict[bytes, tuple[bytes, ...]] = field(default_factory=dict)
+    touched_until: dict[bytes, int] = field(default_factory=dict)
+    rated_until: dict[bytes, int] = field(default_factory=dict)
+
+    def copy(self) -> State:
+        return State(*(dict(cells) for cells in vars(self).values()))
 
 
 class Worker:
@@ -138,17 +163,19 @@ class Worker:
         self._job = job
         self._validate = validate._ValidateFn(job.horizon)
         self._attribute = attribute._AttributeFn()
-        self._void = void._VoidFn(job.url)
+        mine, all = archive.Archive(job.url, job.run_id), archive.Archive(job.url, "")
+        self._void = void._VoidFn(mine)
         self._touch = recall._TouchFn()
         self._shard = deduplicate._ShardFn(job.shards)
-        self._recall = recall._RecallFn(job.url)
-        self._recall_anew = recall._RecallFn(job.url, anew=True)
-        self._shard_identities = deduplicate._ShardIdentitiesFn(job.shards)
-        self._deduplicate = deduplicate._DeduplicateFn(job.url)
+        self._first_touch = recall._FirstTouchFn(job.keep or timedelta(0))
+        self._recall = recall._RecallFn(mine, whole=job.keep is not None)
+        self._recall_anew = recall._RecallFn(all, anew=True)
+        self._deduplicate = deduplicate._DeduplicateFn(mine, job.shards)
         self._meter = meter._MeterFn()
-        self._rate = rate._RateFn()
-        keys_first = {"rating_keys": write.rating_key_rows, "voids": write.void_rows}
-        self._archive = write._InsertFn(job.url, {**keys_first, "usage_events": write.usage_event_rows})
+        self._rate = rate._RateFn(job.keep)
+        keys_first = {"rating_keys": write.NewRatingKeys(), "voids": write.void_rows}
+        event_rows = partial(write.usage_event_rows, run_id=job.run_id)
+        self._archive = write._InsertFn(job.url, {**keys_first, "usage_events": event_rows})
         self._items = write._InsertFn(job.url, {"line_items": write.line_item_rows})
         self._rejects = write._InsertFn(job.url, {"rejects": write.reject_rows})
         for dofn in vars(self).values():
@@ -175,29 +202,31 @@ class Worker:
             shard, part = stamped.value
             yield Piece(shard, BATCHES.encode(part), self._job.windowing.of(stamped.timestamp), received_time)
 
-    def recall(self, touched: Sequence[bytes], anew: bool = False) -> tuple[list[Known], list[Usage]]:
-        """The archive: identities for `deduplicate`, and the usage of archived events."""
-        reading = self._recall_anew if anew else self._recall
-        self._start(reading, self._shard_identities)
-        known: list[Known] = []
-        usage: list[Usage] = []
-        for output in reading.process(("touched", touched), self._job.catalog) if touched else ():
-            if isinstance(output, beam.pvalue.TaggedOutput):
-                assert output.tag == "identities"
-                known += self._shard_identities.process(output.value)
-            else:
-                usage.append(output)
-        return known, usage
+    def first_touches(self, touched: Sequence[bytes], state: State) -> list[bytes]:
+        """Of a stream: what was not touched before."""
+        self._start(self._first_touch)
+        first: list[bytes] = []
+        for packed in touched:
+            # In an order that does not depend on how Python hashes.
+            for key, spans in sorted(recall._by_end(("touched", packed))):
+                cells = _Bag(state.touched, key), _Timer(state.touched_until, key)
+                for _, some in self._first_touch.process((key, spans), *cells):
+                    first += some
+        return first
 
-    def deduplicate(
-        self, pieces: Iterable[Piece], known: Sequence[Known], seen: MutableMapping[SeenKey, tuple[bytes, ...]]
-    ) -> list[Usage]:
+    def recall(self, touched: Sequence[bytes], anew: bool = False) -> list[Usage]:
+        """The usage of archived events."""
+        reading = self._recall_anew if anew else self._recall
+        self._start(reading)
+        return list(reading.process(("touched", touched), self._job.catalog)) if touched else []
+
+    def deduplicate(self, pieces: Iterable[Piece], state: State) -> list[Usage]:
         """deduplicate and meter, and the inserts of events and conflicts."""
         self._start(self._deduplicate, self._meter, self._archive, self._rejects)
         usage: list[Usage] = []
         for shard, encoded, window, _ in pieces:
-            keyed, bag = (shard, BATCHES.decode(encoded)), _Bag(seen, (shard, window))
-            for events in self._main(self._deduplicate.process(keyed, known, window, bag)):
+            keyed, bag = (shard, BATCHES.decode(encoded)), _Bag(state.seen, (shard, window))
+            for events in self._main(self._deduplicate.process(keyed, window, bag)):
                 usage += self._meter.process(events, self._job.catalog)
                 self._archive.process(events)
         usage += [keyed.value for keyed in self._finish(self._meter)]
@@ -205,14 +234,27 @@ class Worker:
         self._finish(self._rejects)
         return usage
 
-    def rate(self, panes: Iterable[tuple[bytes, list[bytes]]], rated: MutableMapping[bytes, bytes]) -> None:
+    def rate(self, panes: Iterable[tuple[bytes, list[bytes]]], state: State) -> None:
         """rate, and the insert of line items."""
         self._start(self._rate, self._items, self._rejects)
         for pane in panes:
-            for item in self._main(self._rate.process(pane, self._job.catalog, _Cell(rated, pane[0]))):
+            key = pane[0]
+            cells = _Cell(state.hot, key), _Bag(state.cold, key), _Timer(state.rated_until, key)
+            for item in self._main(self._rate.process(pane, self._job.catalog, *cells)):
                 self._items.process(item)
         self._finish(self._items)
         self._finish(self._rejects)
+
+    def advance(self, watermark: int, state: State) -> None:
+        """Let the timers up to the watermark fire."""
+        for key in [key for key, time in state.touched_until.items() if time <= watermark]:
+            del state.touched_until[key]
+            self._first_touch.forget(_Bag(state.touched, key))
+        for key in [key for key, time in state.rated_until.items() if time <= watermark]:
+            del state.rated_until[key]
+            self._rate.forget(_Cell(state.hot, key), _Bag(state.cold, key))
+        for seen in [key for key in state.seen if self._job.windowing.has_ended(key[1], watermark)]:
+            del state.seen[seen]
 
     def _main(self, outputs: Iterable[Any], touched: list[bytes] | None = None) -> Iterator[Any]:
         for output in outputs:
@@ -276,6 +318,7 @@ class Sizes:
 
     max_rows: int = write.MAX_ROWS
     max_cells: int = meter._MAX_CELLS
+    hot_cells: int = rate._HOT_CELLS
     vectorised: bool = True
 
 
@@ -289,6 +332,8 @@ def between(
         patch.setattr(clickhouse, "query", query)
         patch.setattr(write, "MAX_ROWS", sizes.max_rows)
         patch.setattr(meter, "_MAX_CELLS", sizes.max_cells)
+        patch.setattr(rate, "_HOT_CELLS", sizes.hot_cells)
+        patch.setattr(rate, "_HOT_SECONDS", 60 * sizes.hot_cells)
         if not sizes.vectorised:
             patch.setattr(validate, "Scanner", partial(scan.Scanner, vectorised=False))
         yield

@@ -24,19 +24,21 @@ from typing import Any
 
 import pytest
 
+from meterline.runners.clickhouse_server.server import Handler
 from meterline.runners.demo import quickstart, usage_lines
 from meterline.transforms import clickhouse, write
-from tests.bridge import Bridge, served
 from tests.command import NOW, Command, Said
 from tests.conftest import empty_tables
 from tests.fuzz import replayable
+from tests.served import served
 
 DEATHS = max(1, int(os.environ.get("METERLINE_FUZZ", "10000")) // 1250)
 LATER = "2024-01-01T00:00:00Z"
 CATALOG = quickstart() / "catalog"
 ROWS = {
     "line_items": "SELECT * FROM line_items FINAL ORDER BY ALL",
-    "usage_events": "SELECT * EXCEPT (received_time, payload), hex(payload) FROM usage_events FINAL ORDER BY ALL",
+    "usage_events": "SELECT * EXCEPT (received_time, payload, run_id), hex(payload) FROM usage_events FINAL "
+    "ORDER BY ALL",
     "rating_keys": "SELECT * FROM rating_keys FINAL ORDER BY ALL",
     "rejects": "SELECT * EXCEPT (payload), hex(payload) FROM rejects FINAL ORDER BY ALL",
     "invoices": "SELECT * FROM invoices FINAL ORDER BY ALL",
@@ -100,7 +102,7 @@ class Life:
     answered: int = 0
 
 
-class Mortal(Bridge):
+class Mortal(Handler):
     """Answers so many requests, and then dies in one of several ways."""
 
     life: Life
@@ -121,13 +123,15 @@ class Mortal(Bridge):
 
     def _last_words(self) -> None:
         if self.life.way == "stored":  # but never acknowledged
-            self._answer = lambda status, data: None  # type: ignore[method-assign]
+            self._answer = lambda *answer: None  # type: ignore[method-assign]
             super().do_POST()
         elif self.life.way == "half":
             self.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n1")
             self.wfile.flush()
         elif self.life.way == "proxy":
-            self._body()
+            body = self._incoming()
+            while body.read():
+                pass
             self._answer(502, b"<html>Bad Gateway</html>")
 
 

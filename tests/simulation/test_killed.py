@@ -24,7 +24,7 @@ WORLDS = int(os.environ.get("METERLINE_KILL_WORLDS", "10"))
 COPIES = 6
 ROWS = {
     "line_items": "SELECT * FROM line_items FINAL ORDER BY ALL",
-    "usage_events": "SELECT * EXCEPT (received_time) FROM usage_events FINAL ORDER BY ALL",
+    "usage_events": "SELECT * EXCEPT (received_time, run_id) FROM usage_events FINAL ORDER BY ALL",
     "voids": "SELECT * FROM voids FINAL ORDER BY ALL",
     "rejects": "SELECT * FROM rejects FINAL ORDER BY ALL",
 }

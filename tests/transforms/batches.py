@@ -108,3 +108,16 @@ class Cell:
 
     def write(self, value: Any) -> None:
         self.value = value
+
+    def clear(self) -> None:
+        self.value = None
+
+
+class Timer:
+    """A timer of Beam, that somebody else lets fire."""
+
+    def __init__(self) -> None:
+        self.time: Any = None
+
+    def set(self, time: Any) -> None:
+        self.time = time

@@ -20,13 +20,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from meterline.schemas.event import Reason
-from meterline.transforms import deduplicate
+from meterline.transforms import clickhouse, deduplicate
+from meterline.transforms.archive import Archive
 from meterline.transforms.coders import BatchCoder
 from meterline.transforms.deduplicate import DAY_SECONDS, DeduplicateEvents, Seen
+from meterline.transforms.write import rating_key_rows, usage_event_rows
 from tests.transforms import batches
 from tests.transforms.batches import START, Fed, Usage, batch, key_text
 
-HORIZON = timedelta(days=35)
+KEEP = timedelta(days=36)
 DAY = DAY_SECONDS * 1_000_000
 
 
@@ -105,20 +107,22 @@ def passed(events: pa.RecordBatch) -> list[str]:
     return list(events["id"].to_pylist())
 
 
+def archived(url: str, events: Sequence[Usage], run_id: str) -> None:
+    clickhouse.insert(url, "rating_keys", rating_key_rows([batch(events)]))
+    clickhouse.insert(url, "usage_events", usage_event_rows([batch(events)], run_id))
+
+
 def check(
     *pieces: Sequence[Usage],
     passes: list[str],
     rejects: Sequence[str] = (),
-    archived: Sequence[Usage] = (),
+    archive: Archive | None = None,
     shards: int = 1,
 ) -> None:
     """Bounded input: the ids of what passes, and the rejects."""
     with InProcess() as pipeline:
-        inputs = {"events": pipeline | "Events" >> beam.Create(list(map(batch, pieces)), reshuffle=False)}
-        if archived:
-            known = batch(archived).select(["identity", "time"])
-            inputs["identities"] = pipeline | "Archive" >> beam.Create([known], reshuffle=False)
-        out = inputs | DeduplicateEvents(shards=shards, horizon=HORIZON)
+        events = pipeline | "Events" >> beam.Create(list(map(batch, pieces)), reshuffle=False)
+        out = events | DeduplicateEvents(archive, shards)
         assert_that(out.events | "E" >> beam.FlatMap(passed), equal_to(passes), label="events")
         told = out.rejects | beam.Map(lambda reject: f"{reject.reason} {reject.payload.decode()}")
         assert_that(told, equal_to(list(rejects)), label="rejects")
@@ -136,15 +140,26 @@ def test_another_content_is_a_conflict() -> None:
 
 
 @pytest.mark.parametrize("shards", [1, 3])
-def test_archived_events_came_first(shards: int) -> None:
+@pytest.mark.parametrize("address", ["database", "server"])
+def test_what_earlier_runs_archived_came_first(shards: int, address: str, request: pytest.FixtureRequest) -> None:
+    url = request.getfixturevalue(address)
+    archived(url, [event(1), event(2), event(4, 0, DAY)], "earlier")
+    archived(url, [event(5)], "earlier still")
     check(
         [event(1, 7), event(2), event(3)],
-        [event(2), event(300)],
-        archived=[event(1), event(2), event(4, 0, DAY)],
-        passes=["e3/0", "e300/0"],
+        [event(2), event(300), event(4), event(5)],
+        archive=Archive(url, "mine"),
+        passes=["e3/0", "e300/0", "e4/0"],
         rejects=[f"{Reason.CONFLICT} e1/7"],
         shards=shards,
     )
+
+
+def test_what_the_same_run_archived_comes_again_as_its_input(database: str) -> None:
+    """A bundle that is tried again: its events may be stored, and were not counted."""
+    archived(database, [event(1)], "earlier")
+    archived(database, [event(2), event(3)], "mine")
+    check([event(1), event(2)], [event(3)], archive=Archive(database, "mine"), passes=["e2/0", "e3/0"])
 
 
 def test_an_id_may_come_again_on_another_day() -> None:
@@ -160,7 +175,7 @@ def check_stream(*steps: Sequence[Usage] | int, passes: list[str], shards: int =
         else:
             source = source.add_elements([TimestampedValue(batch(step), START)])
     with InProcess(options=PipelineOptions(["--streaming"])) as pipeline:
-        out = {"events": pipeline | source.advance_watermark_to_infinity()} | DeduplicateEvents(None, shards, HORIZON)
+        out = pipeline | source.advance_watermark_to_infinity() | DeduplicateEvents(None, shards, KEEP)
         assert_that(out.events | beam.FlatMap(passed), equal_to(passes))
 
 
@@ -169,15 +184,15 @@ def test_a_stream_remembers_over_bundles(shards: int) -> None:
     check_stream([event(1)], [event(1), event(2)], [event(2)], passes=["e1/0", "e2/0"], shards=shards)
 
 
-@pytest.mark.parametrize("days", [1, 34, 35])
-def test_within_the_horizon_a_late_duplicate_is_caught_and_a_late_event_passes(days: int) -> None:
+@pytest.mark.parametrize("days", [1, 34, 36])
+def test_as_long_as_state_is_kept_a_late_duplicate_is_caught_and_a_late_event_passes(days: int) -> None:
     check_stream([event(1)], days, [event(1), event(2)], passes=["e1/0", "e2/0"])
 
 
-def test_no_runner_may_drop_what_the_horizon_accepts() -> None:
+def test_no_runner_may_drop_what_may_still_come() -> None:
     """Dropped without a word: the tests' runner does not, so that the stream above would not show it."""
     pipeline = beam.Pipeline()
-    {"events": pipeline | beam.Create([])} | DeduplicateEvents(horizon=HORIZON)
+    pipeline | beam.Create([]) | DeduplicateEvents(keep=KEEP)
     lateness = {}
 
     class Visitor(PipelineVisitor):
@@ -186,19 +201,34 @@ def test_no_runner_may_drop_what_the_horizon_accepts() -> None:
                 lateness[applied.full_label] = applied.outputs[None].windowing.allowed_lateness
 
     pipeline.visit(Visitor())
-    assert list(lateness.values()) == [HORIZON.total_seconds() + DAY_SECONDS]
+    assert list(lateness.values()) == [KEEP.total_seconds()]
+
+
+WINDOW = IntervalWindow(START // DAY_SECONDS * DAY_SECONDS, START // DAY_SECONDS * DAY_SECONDS + DAY_SECONDS)
 
 
 def test_state_is_written_only_when_it_grew() -> None:
     state = batches.Bag()
-    stage = deduplicate._DeduplicateFn(None)
+    stage = deduplicate._DeduplicateFn(None, 1)
     stage.start_bundle()
     keyed = (b"0", batch([event(1), event(2)]))
-    window = IntervalWindow(START // DAY_SECONDS * DAY_SECONDS, START // DAY_SECONDS * DAY_SECONDS + DAY_SECONDS)
-    assert len(list(stage.process(keyed, [], window, state))) == 1
+    assert len(list(stage.process(keyed, WINDOW, state))) == 1
     assert [len(run) for run in state.values] == [32]
     state.add = state.clear = None  # type: ignore[method-assign, assignment]
-    assert list(stage.process(keyed, [], window, state)) == []
+    assert list(stage.process(keyed, WINDOW, state)) == []
+
+
+def test_the_archive_is_asked_once_for_a_shard_and_day(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Then it is state, with what came since."""
+    archived(database, [event(1), event(2)], "earlier")
+    state, asked, query = batches.Bag(), [], clickhouse.query
+    monkeypatch.setattr(clickhouse, "query", lambda *args: asked.append(args) or query(*args))
+    stage = deduplicate._DeduplicateFn(Archive(database, "mine"), 1)
+    stage.start_bundle()
+    for came, new in (([1], []), ([2, 1], []), ([1, 3], ["e3/0"]), ([3, 2], [])):
+        events = stage.process((b"0", batch([event(name) for name in came])), WINDOW, state)
+        assert [id for some in events for id in passed(some)] == new
+    assert len(asked) == 1
 
 
 def test_the_checks_above_can_fail() -> None:

@@ -12,7 +12,7 @@ from meterline.schemas.event import Reason
 from meterline.schemas.records import Reject
 from meterline.schemas.voids import VOID_SOURCE, VOID_TYPE, EventName, Void
 from meterline.transforms import void as stage
-from meterline.transforms.archive import Span, named
+from meterline.transforms.archive import Archive, Span, named
 from meterline.transforms.recall import Touched
 from meterline.transforms.void import _VoidFn
 from meterline.transforms.write import void_rows
@@ -44,7 +44,7 @@ def voiding(*payloads: bytes) -> pa.RecordBatch:
 
 def passed(events: pa.RecordBatch) -> tuple[list[pa.RecordBatch], list[Touched], list[Reject]]:
     out: dict[str, list[Any]] = {"events": [], "touched": [], "rejects": []}
-    for element in _VoidFn("none://").process(events):
+    for element in _VoidFn(Archive("none://", "mine")).process(events):
         tagged = isinstance(element, beam.pvalue.TaggedOutput)
         out[element.tag if tagged else "events"].append(element.value if tagged else element)
     return out["events"], [Touched.together([packed]) for _, packed in out["touched"]], out["rejects"]
@@ -52,7 +52,9 @@ def passed(events: pa.RecordBatch) -> tuple[list[pa.RecordBatch], list[Touched],
 
 @pytest.fixture
 def archive(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stage, "archived_spans", lambda url, voids: {void: {SPAN} for void in voids if void == KNOWN})
+    monkeypatch.setattr(
+        stage, "archived_spans", lambda archive, voids: {void: {SPAN} for void in voids if void == KNOWN}
+    )
 
 
 def test_a_batch_of_usage_passes_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -69,7 +71,7 @@ def test_a_batch_of_usage_passes_as_it_is(monkeypatch: pytest.MonkeyPatch) -> No
 def test_what_is_voided_and_the_periods_that_it_counted_in_are_told() -> None:
     (events,), (touched,), rejects = passed(voiding(KNOWN.record()))
     assert events["id"].to_pylist() == ["usage", "v0"]
-    assert (set(touched.spans), set(touched.days), set(touched.voids)) == ({SPAN}, set(), {KNOWN.event})
+    assert (set(touched.spans), set(touched.voids)) == ({SPAN}, {KNOWN.event})
     assert not rejects
 
 

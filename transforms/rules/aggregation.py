@@ -66,6 +66,12 @@ def merge(aggregation: Aggregation, one: Usage, other: Usage) -> Usage:
     )
 
 
+def add(aggregation: Aggregation, usages: dict[Cell, Usage], cell: Cell, usage: Usage) -> None:
+    """Add usage to that of its cell, in place."""
+    known = usages.get(cell)
+    usages[cell] = usage if known is None else merge(aggregation, known, usage)
+
+
 def _merge_values(aggregation: Aggregation, one: Any, other: Any) -> Any:
     if one is None or other is None:
         return other if one is None else one

@@ -18,6 +18,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 from meterline.transforms import clickhouse
@@ -39,13 +40,13 @@ class Lease:
     Args:
       name: Of the job.
       seconds: How long a claim lasts without renewal.
+      holder: Id of the run. Its processes share the claim.
     """
 
     url: str
     name: str
     seconds: float = SECONDS
     holder: str = field(default_factory=lambda: uuid.uuid4().hex)
-    _version: int = 0
     _until: float = 0.0
 
     def acquire(self) -> None:
@@ -85,18 +86,13 @@ class Lease:
             )
 
     def _store(self, expires: str) -> None:
-        self._version += 1
         clickhouse.command(
             self.url,
             "INSERT INTO leases SELECT {name:String}, {holder:String}, {host:String}, {process:UInt32}, "
-            f"{self._started()}, {expires}, {{version:UInt64}}",
-            {**self._who(), "host": socket.gethostname(), "process": os.getpid(), "version": self._version},
+            "ifNull((SELECT minOrNull(started_at) FROM leases WHERE name = {name:String} AND holder = {holder:String}),"
+            f" now64(3)), {expires}, {{version:UInt64}}",
+            {**self._who(), "host": socket.gethostname(), "process": os.getpid(), "version": time.time_ns()},
         )
-
-    def _started(self) -> str:
-        if self._version == 1:
-            return "now64(3)"
-        return "(SELECT min(started_at) FROM leases WHERE name = {name:String} AND holder = {holder:String})"
 
     def _who(self) -> dict[str, Any]:
         return {"name": self.name, "holder": self.holder}
@@ -111,8 +107,11 @@ class Lease:
 
 
 @contextmanager
-def held(url: str, name: str, seconds: float = SECONDS) -> Iterator[None]:
+def held(url: str, name: str, seconds: float = SECONDS, holder: str = "") -> Iterator[None]:
     """Hold a database's lease, renewing it three times in its life; every insert in between checks it.
+
+    Args:
+      holder: Id of the run.
 
     Raises:
       LeaseError: another job holds it.
@@ -120,8 +119,9 @@ def held(url: str, name: str, seconds: float = SECONDS) -> Iterator[None]:
     if url.startswith("chdb:"):
         yield
         return
-    lease = Lease(url, name, seconds)
+    lease = Lease(url, name, seconds, holder or uuid.uuid4().hex)
     lease.acquire()
+    _await_inserts(url)
     over = threading.Event()
 
     def renew() -> None:
@@ -140,3 +140,78 @@ def held(url: str, name: str, seconds: float = SECONDS) -> Iterator[None]:
             over.set()
             renewing.join()
             lease.release()
+
+
+_INSERTING = """
+SELECT count() AS inserts FROM system.processes
+WHERE query_kind = 'Insert' AND current_database = currentDatabase() AND position(query, 'usage_events') > 0
+"""
+
+
+def _await_inserts(url: str) -> None:
+    """Wait for what a job that died has sent to the archive: it is stored by now, or never will be.
+
+    Raises:
+      LeaseError: an insert does not end.
+    """
+    over = time.monotonic() + SECONDS
+    while clickhouse.query(url, _INSERTING)["inserts"][0].as_py():
+        if time.monotonic() > over:
+            raise LeaseError(
+                f"an insert into usage_events at {clickhouse.redacted(url)} that an earlier job began does not end; "
+                "look for it in system.processes, and end it there (KILL QUERY)"
+            )
+        time.sleep(0.2)
+
+
+# --- streams --------------------------------------------------------------------------------------------
+
+_LAST = "SELECT run_id FROM runs ORDER BY started_at DESC, run_id LIMIT 1"
+
+
+@dataclass(frozen=True)
+class RunGuard:
+    """Lets the workers of a run write as long as no other run has begun: their state does not know what that one did.
+
+    Args:
+      url: Of the database.
+      run_id: Of the run, which is in the table `runs`.
+    """
+
+    url: str
+    run_id: str
+
+    def check(self) -> None:
+        """Renews the claim, or takes it up again; asks the database three times in the life of one.
+
+        Raises:
+          LeaseError: another run holds the database, or has begun since this one did.
+        """
+        _guarding(self).check()
+
+
+@lru_cache(maxsize=4)
+def _guarding(guard: RunGuard) -> _Guarding:
+    return _Guarding(guard)
+
+
+class _Guarding:
+    def __init__(self, guard: RunGuard) -> None:
+        self._guard = guard
+        self._lease = Lease(guard.url, "rate_usage", holder=guard.run_id)
+        self._next = 0.0
+        self._lock = threading.Lock()
+
+    def check(self) -> None:
+        with self._lock:
+            if time.monotonic() < self._next:
+                return
+            if not self._guard.url.startswith("chdb:"):
+                self._lease.acquire()
+            last = clickhouse.query(self._guard.url, _LAST)["run_id"].to_pylist()
+            if last != [self._guard.run_id]:
+                raise LeaseError(
+                    f"run {self._guard.run_id} must not go on from its state: run {last[0] if last else '(none)'} has "
+                    "begun since, and what it stored is not in that state. Start the stream without state"
+                )
+            self._next = time.monotonic() + SECONDS / 3

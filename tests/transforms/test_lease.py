@@ -11,9 +11,9 @@ import pytest
 
 from meterline.runners.demo import RECEIVED, quickstart, usage_lines
 from meterline.runners.jobs import rate_files
-from meterline.runners.lease import Lease, LeaseError, held
 from meterline.schemas.catalog_files import load_catalog
 from meterline.transforms import clickhouse
+from meterline.transforms.lease import Lease, LeaseError, held
 from meterline.transforms.write import reject_rows
 
 

@@ -1,0 +1,148 @@
+"""Catalogs that come into force while a stream runs.
+
+A catalog is published some seconds before it comes into force, and every worker looks for new ones at least that often;
+so which catalog an event meets depends on when the event was received, and not on the worker or on the clock.
+"""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any
+
+import pyarrow as pa
+
+from meterline.schemas.arrow import MICROSECONDS
+from meterline.schemas.catalog import Catalog, Meter
+from meterline.transforms import clickhouse
+
+# From its publication until a catalog is in force; workers' and database's clocks may differ by less.
+DELAY_SECONDS = 15
+
+_NOW = "SELECT toUnixTimestamp64Micro(now64(6)) AS now"
+_KNOWN = """
+SELECT digest, toUnixTimestamp64Micro(in_force_from) AS since,
+       if(digest IN {known:Array(String)}, '', content) AS content
+FROM catalogs FINAL
+WHERE digest = {first:String} OR in_force_from > fromUnixTimestamp64Micro({since:Int64}, 'UTC')
+ORDER BY in_force_from, digest
+"""
+
+
+def publish(url: str, catalog: Catalog, delay_seconds: int = DELAY_SECONDS) -> int:
+    """Store a catalog; when it comes into force, in microseconds since 1970 by the database's clock."""
+    since = clickhouse.query(url, _NOW)["now"][0].as_py() + delay_seconds * 1_000_000
+    row = {
+        "digest": [catalog.digest],
+        "in_force_from": pa.array([since], pa.int64()).cast(MICROSECONDS),
+        "content": [catalog.model_dump_json()],
+    }
+    clickhouse.insert(url, "catalogs", pa.table(row))
+    return since
+
+
+_LAST = "SELECT content FROM catalogs FINAL ORDER BY in_force_from DESC, digest LIMIT 1"
+
+
+def edited_versions(url: str, catalog: Catalog) -> list[str]:
+    """Versions of rate cards that the catalog published last has with other prices, or from another instant on."""
+    last = clickhouse.query(url, _LAST)["content"].to_pylist()
+    if not last:
+        return []
+    before = {
+        (card.id, version.version): (card.currency, version)
+        for card in Catalog.model_validate_json(last[0]).rate_cards
+        for version in card.versions
+    }
+    return [
+        f"version {version.version!r} of rate card {card.id!r}"
+        for card in catalog.rate_cards
+        for version in card.versions
+        if before.get((card.id, version.version), (card.currency, version)) != (card.currency, version)
+    ]
+
+
+@dataclass(frozen=True)
+class PublishedCatalogs:
+    """The catalog a stream began with, and those that came into force since; in place of a `Catalog`.
+
+    Args:
+      url: Of the database.
+      first: Digest of the catalog that was in force when the stream began; it is for all events received before.
+      since: When that was, as `publish` said.
+    """
+
+    url: str
+    first: str
+    since: int
+
+    def as_of(self, received_time: int) -> Catalog:
+        """The catalog for events received at an instant, in microseconds since 1970."""
+        return _state(self).as_of(received_time)
+
+    def known(self) -> tuple[Catalog, ...]:
+        """All of them, the newest first."""
+        return _state(self).known()
+
+    def look(self) -> tuple[Catalog, ...]:
+        """The same after a look for new ones."""
+        _state(self).look()
+        return self.known()
+
+
+Catalogs = Catalog | PublishedCatalogs
+
+
+def meters_of(catalogs: Catalogs) -> dict[str, Meter]:
+    """The meters of all catalogs that were in force, by id; where they differ, of the newest."""
+    return {meter.id: meter for catalog in reversed(catalogs.known()) for meter in catalog.meters}
+
+
+@lru_cache(maxsize=4)
+def _state(handle: PublishedCatalogs) -> _State:
+    return _State(handle)
+
+
+@dataclass
+class _State:
+    """What a process knows of them."""
+
+    _handle: PublishedCatalogs
+    _in_force: list[tuple[int, Catalog]] = field(default_factory=list)  # the newest first
+    _until: int = 0  # all that comes into force before is known
+    _lock: Any = field(default_factory=threading.Lock)
+
+    def as_of(self, received_time: int) -> Catalog:
+        if received_time >= self._until:
+            self.look()
+        return next((one for since, one in self._in_force if since <= received_time), self._in_force[-1][1])
+
+    def known(self) -> tuple[Catalog, ...]:
+        if not self._in_force:
+            self.look()
+        return tuple(one for _, one in self._in_force)
+
+    def look(self) -> None:
+        with self._lock:
+            handle = self._handle
+            have = {one.digest: one for _, one in self._in_force}
+            now = clickhouse.query(handle.url, _NOW)["now"][0].as_py()
+            rows = clickhouse.query(
+                handle.url, _KNOWN, {"known": sorted(have), "first": handle.first, "since": handle.since}
+            ).to_pylist()
+            found: dict[int, Catalog] = {}
+            for row in rows:
+                if row["since"] < handle.since:
+                    continue
+                digest = row["digest"]
+                if digest not in have:
+                    have[digest] = Catalog.model_validate_json(row["content"])
+                found[row["since"]] = have[digest]
+            if not found:
+                raise clickhouse.DatabaseError(
+                    f"the catalog {handle.first[:12]} that this stream began with is not in the table catalogs any "
+                    "more: start the stream anew"
+                )
+            self._in_force = sorted(found.items(), key=lambda one: -one[0])
+            self._until = now + DELAY_SECONDS * 1_000_000
