@@ -9,18 +9,18 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 from meterline.transforms import clickhouse
-from tests.bridge import served
 from tests.command import Command
+from tests.served import served
 
 # The oracles of the tests read time zones as the product does: from the pinned tzdata, not from the system.
 zoneinfo.reset_tzpath(to=[])
 
 
 # Machines that run tests are busy: how long one example takes says nothing.
-settings.register_profile("meterline", deadline=None)
+settings.register_profile("meterline", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("meterline")
 
 

@@ -1,0 +1,1 @@
+"""An embedded ClickHouse offered on ClickHouse's HTTP interface: `meterline clickhouse serve`."""
