@@ -1,0 +1,1 @@
+"""Dataflow: where jobs go, their submission, and a Flex Template."""
