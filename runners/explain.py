@@ -40,6 +40,8 @@ from meterline.transforms.rules.money import EXACT, round_amount
 
 MAX_FOUND = 20
 """Events, or rejects, shown when more than one has the id."""
+# So many events of a line item are read at once, to show the first.
+_FEW = 1_000
 
 T = TypeVar("T", Voiding, VoidedEvent)
 _ZERO = Decimal(0)
@@ -109,7 +111,7 @@ class _Question:
 
     def rows(self, sql: str, **parameters: Any) -> list[dict[str, Any]]:
         # Payloads may be any bytes; what else is text is decoded here.
-        table = clickhouse.query(self.url, sql, parameters, as_text=False)
+        table = clickhouse.query(self.url, f"{sql} {_SETTINGS}", parameters)
         return [{name: _decoded(value) for name, value in row.items()} for row in table.to_pylist()]
 
     def unit(self, meter_id: str) -> str:
@@ -124,17 +126,23 @@ def _decoded(value: Any) -> Any:
     return value
 
 
+# An id is looked for in a filter of each part: sooner when all filters are asked before the first rows are read.
+# (Said in the statement: the embedded client asks three times for a setting that it is handed.)
+_SETTINGS = "SETTINGS use_skip_indexes_on_data_read = 0, output_format_arrow_string_as_string = 0"
+# Filters on the sort key stand in PREWHERE: all rows that FINAL makes one are alike in it, so it may be looked at
+# first; the other columns are read of what is left.
 _HEAD = """
 SELECT invoice_id, number, toString(status) AS status, toString(kind) AS invoice_kind, tenant_id, billing_account_id,
        period, sequence, currency, total, corrects, toDateTime64(made_at, 0, 'UTC') AS made_at
-FROM (SELECT * FROM invoices FINAL) AS invoices
+FROM invoices FINAL
 """
+_IN_ORDER = "ORDER BY period, sequence"
 _LINE = """
 SELECT invoice_id, line_number, invoice_line_id, tenant_id, billing_account_id, account_id, subscription_id, charge_id,
        meter_id, rate_card_version, rating_key_id, dimensions, period_start,
        period_end, description, unit, quantity, exact_amount, amount, currency,
        reason
-FROM (SELECT * FROM invoice_lines FINAL) AS invoice_lines
+FROM invoice_lines FINAL
 """
 _ITEM = """
 SELECT line_item_id, tenant_id, billing_account_id, account_id, subscription_id, charge_id, meter_id,
@@ -142,15 +150,15 @@ SELECT line_item_id, tenant_id, billing_account_id, account_id, subscription_id,
        period_end, window_start,
        window_end, quantity_from, quantity_to, amount, currency, tiers.tier,
        tiers.quantity, tiers.unit_price, tiers.flat_fee, tiers.amount, event_count, voided_count, revision
-FROM {line_items} AS line_items
+FROM line_items
 """
 # The sort key of line_items, column by column.
 _OF_KEYS = """
-WHERE tenant_id = {tenant:String} AND billing_account_id = {payer:String}
+PREWHERE tenant_id = {tenant:String} AND billing_account_id = {payer:String}
   AND period_start >= {since:DateTime64(0, 'UTC')} AND period_start <= {until:DateTime64(0, 'UTC')}
   AND subscription_id IN {subscriptions:Array(String)} AND charge_id IN {charges:Array(String)}
   AND meter_id IN {meters:Array(String)} AND rate_card_version IN {versions:Array(String)}
-  AND rating_key_id IN {keys:Array(UInt64)}
+  AND rating_key_id IN {keys:Array(UInt64)} AND account_id IN {accounts:Array(String)}
 """
 # Sums are taken in 256 bits: ClickHouse wraps sums of Decimal(38) without a word.
 _TOTALS = f"""
@@ -166,91 +174,99 @@ SELECT one.1 AS tier, one.3 AS unit_price,
        sum(toDecimal256(one.4, 18)) AS flat_fee,
        sum(toDecimal256(one.5, 18)) AS amount
 FROM (SELECT arrayJoin(arrayZip(tiers.tier, tiers.quantity, tiers.unit_price, tiers.flat_fee, tiers.amount)) AS one
-      FROM line_items FINAL {_OF_KEYS} AND account_id = {{account:String}})
+      FROM line_items FINAL {_OF_KEYS})
 GROUP BY tier, unit_price ORDER BY tier, unit_price
 """
 # An event is archived once, but until the parts are merged a replay may show it twice.
-_EVENTS_OF_ITEM = """
-(SELECT {{item{n}:String}} AS item, time, source, id, subject, payload,
-        quantities[indexOf(rating_keys, {{key{n}:UInt64}})] AS quantity,
-        counted_values[indexOf(rating_keys, {{key{n}:UInt64}})] AS counted_value,
-        (tenant_id, source, id, time) IN (SELECT tenant_id, source, id, time FROM voids) AS voided
- FROM usage_events
- WHERE tenant_id = {{tenant{n}:String}} AND billing_account_id = {{payer{n}:String}}
-   AND time >= fromUnixTimestamp64Micro({{since{n}:Int64}}, 'UTC')
-   AND time < fromUnixTimestamp64Micro({{until{n}:Int64}}, 'UTC')
-   AND account_id = {{account{n}:String}} AND has(rating_keys, {{key{n}:UInt64}})
- ORDER BY time, identity LIMIT 1 BY time, identity LIMIT {{limit{n}:UInt64}})
+_EVENTS_OF_ITEMS = """
+SELECT arrayFirstIndex((since, until) -> toUnixTimestamp64Micro(time) >= since AND toUnixTimestamp64Micro(time) < until,
+                       {{since:Array(Int64)}}, {{until:Array(Int64)}}) AS place,
+       time, source, id, subject, payload, quantities[indexOf(rating_keys, {{key:UInt64}})] AS quantity,
+       counted_values[indexOf(rating_keys, {{key:UInt64}})] AS counted_value
+FROM (SELECT * FROM (SELECT * FROM usage_events
+                     WHERE tenant_id = {{tenant:String}} AND billing_account_id = {{payer:String}}
+                       AND account_id = {{account:String}} AND has(rating_keys, {{key:UInt64}}) AND ({windows})
+                     {first})
+      LIMIT 1 BY time, identity)
+ORDER BY time, identity LIMIT {{limit:UInt64}} BY place
 """
+_WINDOW = """(time >= fromUnixTimestamp64Micro({{since:Array(Int64)}}[{n}], 'UTC')
+          AND time < fromUnixTimestamp64Micro({{until:Array(Int64)}}[{n}], 'UTC'))"""
+# Reading in order ends here; LIMIT BY would read on. Enough for a replay in each of a hundred parts.
+_FIRST = "ORDER BY time, identity LIMIT {limit:UInt64} * 100"
 _EVENTS_BY_ID = """
 SELECT tenant_id, source, id, type, subject, time, received_time, account_id, billing_account_id, payload, rating_keys,
        quantities, counted_values
-FROM usage_events WHERE id IN {ids:Array(String)} AND (id = {id:String} OR concat(source, '#', id) = {id:String})
+FROM usage_events
+WHERE id IN {ids:Array(String)} AND (id = {id:String} OR concat(source, '#', id) = {id:String})
 ORDER BY tenant_id, source, time LIMIT 1 BY tenant_id, source, id, time LIMIT {limit:UInt64}
 """
 _VOIDS = """
 SELECT tenant_id, time, source, id, reason, void_id, received_time AS voided_at
-FROM voids FINAL WHERE id IN {ids:Array(String)} OR void_id IN {ids:Array(String)}
+FROM voids FINAL
+WHERE tenant_id IN {tenants:Array(String)}
+  AND time IN (SELECT fromUnixTimestamp64Micro(arrayJoin({times:Array(Int64)}), 'UTC'))
 """
-_REJECTS = "SELECT reject_id, stage, reason, message, origin, position, received_time, payload FROM rejects FINAL "
+_REJECTS = (
+    "SELECT reject_id, stage, reason, message, origin, position, received_time, payload FROM rejects FINAL PREWHERE "
+)
 
 
 def _invoice(ask: _Question, id: str) -> list[Invoice]:
-    return _invoices(ask, ask.rows(f"{_HEAD} WHERE invoice_id = {{id:String}}", id=id))
+    payer = "SELECT tenant_id, billing_account_id FROM invoices WHERE invoice_id = {id:String}"
+    heads = ask.rows(f"{_HEAD} PREWHERE (tenant_id, billing_account_id) IN ({payer}) {_IN_ORDER}", id=id)
+    return [_whole_invoice(ask, head, heads) for head in heads if head["invoice_id"] == id]
 
 
 def _numbered_invoice(ask: _Question, number: str) -> list[Invoice]:
     parts = _NUMBER.fullmatch(number)
     assert parts
-    where = (
-        "WHERE billing_account_id = {account:String} AND period = {period:String} AND currency = {currency:String} "
-        "AND number = {number:String}"
-    )
-    return _invoices(ask, ask.rows(f"{_HEAD} {where}", number=number, **parts.groupdict()))
+    where = "PREWHERE billing_account_id = {account:String} AND period IN {periods:Array(String)}"
+    heads = ask.rows(f"{_HEAD} {where} {_IN_ORDER}", account=parts["account"], periods=_around(parts["period"]))
+    return [_whole_invoice(ask, head, heads) for head in heads if head["number"] == number]
 
 
-def _invoices(ask: _Question, heads: list[dict[str, Any]]) -> list[Invoice]:
-    return [_whole_invoice(ask, head) for head in heads]
+def _around(period: str) -> list[str]:
+    """The label of a billing period, with the ones before and after."""
+    month = int(period[:4]) * 12 + int(period[5:]) - 1
+    return [f"{one // 12:04}-{one % 12 + 1:02}" for one in (month - 1, month, month + 1)]
 
 
-def _whole_invoice(ask: _Question, head: dict[str, Any]) -> Invoice:
-    rows = ask.rows(f"{_LINE} WHERE invoice_id = {{id:String}} ORDER BY line_number", id=head["invoice_id"])
-    history = _history(ask, rows)
-    totals = _totals(ask, rows)
-    lines = tuple(_line(ask, row, history, totals, (), ()) for row in rows)
-    return Invoice(**head, lines=lines)
+def _whole_invoice(ask: _Question, head: dict[str, Any], heads: Sequence[dict[str, Any]]) -> Invoice:
+    """One of `heads`; its lines are read together with those that other invoices have about the same."""
+    payer, periods = (head["tenant_id"], head["billing_account_id"]), _around(head["period"])
+    near = [one for one in heads if (one["tenant_id"], one["billing_account_id"]) == payer and one["period"] in periods]
+    about_the_same = "rating_key_id IN (SELECT rating_key_id FROM invoice_lines WHERE invoice_id = {id:String})"
+    lines = _lines_of(ask, near, about_the_same, id=head["invoice_id"])
+    rows = [line for line in lines if line["invoice_id"] == head["invoice_id"]]
+    history, totals = _by_key(near, lines), _totals(ask, rows)
+    return Invoice(**head, lines=tuple(_line(ask, row, history, totals, (), ()) for row in rows))
 
 
 def _invoice_line(ask: _Question, id: str) -> list[Line]:
     # Found without FINAL, which would read all columns of all lines.
     where = "(SELECT invoice_id, line_number FROM invoice_lines WHERE invoice_line_id = {id:String})"
-    rows = ask.rows(f"{_LINE} WHERE (invoice_id, line_number) IN {where} AND invoice_line_id = {{id:String}}", id=id)
+    rows = ask.rows(
+        f"{_LINE} PREWHERE (invoice_id, line_number) IN {where} WHERE invoice_line_id = {{id:String}}", id=id
+    )
     history = _history(ask, rows)
     counting = {one.invoice_line_id for lines in history.values() for _, one in lines}
     if rows and not any(row["invoice_line_id"] in counting for row in rows):
         raise NotFound(id, " any more: it was a line of a draft that has been made anew, and counts nowhere")
+    largest = f"{_ITEM} FINAL {_OF_KEYS} ORDER BY abs(amount) DESC, window_start LIMIT {{n:UInt64}}"
     found = []
     for row in rows:
         keys = _of_keys([row])
-        tiers = ask.rows(_TIERS, **keys, account=row["account_id"])
-        where = (
-            f"{_OF_KEYS} AND account_id = {{account:String}} ORDER BY abs(amount) DESC, window_start LIMIT {{n:UInt64}}"
-        )
-        items = ask.rows(
-            _items_from("(SELECT * FROM line_items FINAL)") + where,
-            **keys,
-            account=row["account_id"],
-            n=ask.line_items,
-        )
+        tiers, items = ask.rows(_TIERS, **keys), ask.rows(largest, **keys, n=ask.line_items)
         items.sort(key=lambda item: item["window_start"])
-        found.append(_line(ask, row, history, _totals(ask, rows), tiers, _line_items(ask, items)))
+        found.append(_line(ask, row, history, _totals(ask, [row]), tiers, _line_items(ask, items)))
     return found
 
 
 def _line_item(ask: _Question, id: str) -> list[LineItem]:
     # Without FINAL, so that only the index is read: all rows of one id are revisions of one line item.
     where = "WHERE line_item_id = {id:String} ORDER BY revision DESC LIMIT 1"
-    rows = ask.rows(_items_from("line_items") + where, id=id)
+    rows = ask.rows(_ITEM + where, id=id)
     return list(_line_items(ask, rows, _history(ask, rows), _totals(ask, rows)))
 
 
@@ -258,7 +274,7 @@ def _events(ask: _Question, id: str) -> list[Event]:
     # SOURCE#ID: both may hold the sign, so every place where it could part them is tried.
     ids = [id, *(id[place + 1 :] for place, sign in enumerate(id) if sign == "#")][:100]
     rows = ask.rows(_EVENTS_BY_ID, ids=ids, id=id, limit=MAX_FOUND + 1)
-    voids = ask.rows(_VOIDS, ids=ids) if rows else []
+    voids = _voids(ask, rows)
     voided = {(one["tenant_id"], one["time"], one["source"], one["id"]): one for one in voids}
     voiding = {(one["tenant_id"], one["time"], VOID_SOURCE, one["void_id"]): one for one in voids}
     for row in rows:
@@ -269,6 +285,18 @@ def _events(ask: _Question, id: str) -> list[Event]:
     for row in rows:
         groups.setdefault((row["tenant_id"], row["billing_account_id"]), []).append(row)
     return [event for group in groups.values() for event in _attributed(ask, group)]
+
+
+def _voids(ask: _Question, events: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The voids at the times of events: of these, by these, or of others."""
+    if not events:
+        return []
+    times = sorted({_micros(event["time"]) for event in events})
+    return ask.rows(_VOIDS, tenants=sorted({event["tenant_id"] for event in events}), times=times)
+
+
+def _micros(instant: datetime) -> int:
+    return (instant - _EPOCH) // _MICROSECOND
 
 
 def _picked(kind: type[T], row: Mapping[str, Any] | None) -> T | None:
@@ -284,23 +312,17 @@ def _attributed(ask: _Question, events: list[dict[str, Any]]) -> list[Event]:
     if not keys:
         return [_event(event, ()) for event in events]
     abouts = [{"rating_key_id": id, **{name: getattr(key, name) for name in _KEY_COLUMNS}} for id, key in keys.items()]
-    history, totals = _history(ask, abouts), _totals(ask, abouts)
-    cells = {
-        (id, event["account_id"]): window_bounds(keys[id], int(event["time"].timestamp()))[0]
+    accounts = {event["account_id"] for event in events}
+    history, totals = _history(ask, abouts), _totals(ask, abouts, accounts)
+    starts = {
+        window_bounds(keys[id], int(event["time"].timestamp()))[0]
         for event in events
         for id in event["rating_keys"]
         if id in keys
     }
-    where = (
-        f"{_OF_KEYS} AND window_start IN (SELECT toDateTime64(arrayJoin({{windows:Array(Int64)}}), 0, 'UTC')) "
-        "AND account_id IN {accounts:Array(String)}"
-    )
-    rows = ask.rows(
-        _items_from("(SELECT * FROM line_items FINAL)") + where,
-        **_of_keys(abouts),
-        windows=sorted(set(cells.values())),
-        accounts=sorted({account for _, account in cells}),
-    )
+    windows = "window_start IN (SELECT toDateTime64(arrayJoin({windows:Array(Int64)}), 0, 'UTC'))"
+    parameters = _of_keys(abouts, accounts) | {"windows": sorted(starts)}
+    rows = ask.rows(f"{_ITEM} FINAL {_OF_KEYS} AND {windows}", **parameters)
     items = {item.line_item_id: item for item in (_item(ask, row, (), None, ()) for row in rows)}
 
     def usage(event: dict[str, Any], place: int, key: RatingKey) -> Usage:
@@ -341,12 +363,13 @@ def _event(row: dict[str, Any], usage: tuple[Usage, ...]) -> Event:
 
 
 def _reject(ask: _Question, id: str) -> list[Reject]:
-    return [Reject(**row) for row in ask.rows(_REJECTS + "WHERE reject_id = {id:String}", id=id)]
+    return [Reject(**row) for row in ask.rows(_REJECTS + "reject_id = {id:String}", id=id)]
 
 
 def _rejects_with(ask: _Question, id: str) -> list[Reject]:
     """Rejected records that hold the text as a JSON string: an event that is asked for, but was not accepted."""
-    where = "WHERE position(payload, {quoted:String}) > 0 ORDER BY received_time DESC, reject_id LIMIT {limit:UInt64}"
+    # A reject's id hashes its payload, so that rows of one id have the same.
+    where = "position(payload, {quoted:String}) > 0 ORDER BY received_time DESC, reject_id LIMIT {limit:UInt64}"
     return [
         Reject(**row)
         for row in ask.rows(_REJECTS + where, quoted=json.dumps(id, ensure_ascii=False), limit=MAX_FOUND + 1)
@@ -362,10 +385,6 @@ _KINDS: tuple[tuple[str, Callable[[_Question, str], Sequence[Any]]], ...] = (
 )
 
 
-def _items_from(table: str) -> str:
-    return _ITEM.replace("{line_items}", table)
-
-
 # --- from rows to records -----------------------------------------------------------------------
 
 _KEY_COLUMNS = (
@@ -374,8 +393,8 @@ _KEY_COLUMNS = (
 )
 
 
-def _of_keys(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Parameters of `_OF_KEYS` for rows of one billing account."""
+def _of_keys(rows: Sequence[Mapping[str, Any]], accounts: Iterable[str] | None = None) -> dict[str, Any]:
+    """Parameters of `_OF_KEYS` for rows of one billing account, and for their accounts where no others are given."""
     starts = [row["period_start"] for row in rows]
     return {
         "tenant": rows[0]["tenant_id"],
@@ -387,6 +406,7 @@ def _of_keys(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "meters": sorted({row["meter_id"] for row in rows}),
         "versions": sorted({row["rate_card_version"] for row in rows}),
         "keys": sorted({row["rating_key_id"] for row in rows}),
+        "accounts": sorted({row["account_id"] for row in rows} if accounts is None else accounts),
     }
 
 
@@ -394,11 +414,12 @@ Totals = dict[tuple[int, str], dict[str, Any]]
 History = dict[int, list[tuple[str, Billing]]]
 
 
-def _totals(ask: _Question, rows: Sequence[Mapping[str, Any]]) -> Totals:
+def _totals(ask: _Question, rows: Sequence[Mapping[str, Any]], accounts: Iterable[str] | None = None) -> Totals:
     """By rating key and account: what the line items say now."""
     if not rows:
         return {}
-    return {(row["rating_key_id"], row["account_id"]): row for row in ask.rows(_TOTALS, **_of_keys(rows))}
+    found = ask.rows(_TOTALS, **_of_keys(rows, accounts))
+    return {(row["rating_key_id"], row["account_id"]): row for row in found}
 
 
 def _history(ask: _Question, rows: Sequence[Mapping[str, Any]]) -> History:
@@ -407,27 +428,33 @@ def _history(ask: _Question, rows: Sequence[Mapping[str, Any]]) -> History:
         return {}
     starts = {row["period_start"] for row in rows}
     labels = {f"{at:%Y-%m}" for start in starts for at in (start - _OFF_MONTH, start + _OFF_MONTH)}
-    where = (
-        "WHERE tenant_id = {tenant:String} AND billing_account_id = {payer:String} AND period IN {labels:Array(String)}"
-    )
+    payer = "tenant_id = {tenant:String} AND billing_account_id = {payer:String}"
     heads = ask.rows(
-        f"{_HEAD} {where} ORDER BY period, sequence",
+        f"{_HEAD} PREWHERE {payer} AND period IN {{labels:Array(String)}} {_IN_ORDER}",
         tenant=rows[0]["tenant_id"],
         payer=rows[0]["billing_account_id"],
         labels=sorted(labels),
     )
+    keys = sorted({row["rating_key_id"] for row in rows})
+    return _by_key(heads, _lines_of(ask, heads, "rating_key_id IN {keys:Array(UInt64)}", keys=keys))
+
+
+def _lines_of(ask: _Question, heads: Sequence[dict[str, Any]], where: str, **parameters: Any) -> list[dict[str, Any]]:
+    """Lines of invoices, in the order of these."""
     if not heads:
-        return {}
-    lines = ask.rows(
-        f"{_LINE} WHERE invoice_id IN {{ids:Array(String)}} AND rating_key_id IN {{keys:Array(UInt64)}}",
-        ids=[head["invoice_id"] for head in heads],
-        keys=sorted({row["rating_key_id"] for row in rows}),
-    )
+        return []
     place = {head["invoice_id"]: number for number, head in enumerate(heads)}
-    lines.sort(key=lambda line: (place[line["invoice_id"]], line["line_number"]))
+    lines = ask.rows(
+        f"{_LINE} PREWHERE invoice_id IN {{ids:Array(String)}} WHERE {where}", ids=list(place), **parameters
+    )
+    return sorted(lines, key=lambda line: (place[line["invoice_id"]], line["line_number"]))
+
+
+def _by_key(heads: Iterable[dict[str, Any]], lines: Iterable[dict[str, Any]]) -> History:
+    by_id = {head["invoice_id"]: head for head in heads}
     history: History = {}
     for line in lines:
-        head = heads[place[line["invoice_id"]]]
+        head = by_id[line["invoice_id"]]
         billing = Billing(
             line["invoice_line_id"],
             head["invoice_id"],
@@ -575,26 +602,38 @@ def _item(
 
 
 def _counted_events(ask: _Question, items: Sequence[Mapping[str, Any]]) -> dict[str, list[CountedEvent]]:
-    """By line item: its first events."""
+    """By line item, of one rating key and account: its first events."""
     if not items or not ask.events:
         return {}
-    parameters: dict[str, Any] = {}
-    for n, item in enumerate(items):
-        parameters |= {
-            f"item{n}": item["line_item_id"],
-            f"key{n}": item["rating_key_id"],
-            f"tenant{n}": item["tenant_id"],
-            f"payer{n}": item["billing_account_id"],
-            f"account{n}": item["account_id"],
-            f"since{n}": (item["window_start"] - _EPOCH) // _MICROSECOND,
-            f"until{n}": (item["window_end"] - _EPOCH) // _MICROSECOND,
-            f"limit{n}": ask.events,
-        }
-    sql = " UNION ALL ".join(_EVENTS_OF_ITEM.format(n=n) for n in range(len(items)))
+    # Few events are read together, for all their line items. Many are read in their order, and no further than told.
+    few = [item for item in items if item["event_count"] + item["voided_count"] <= _FEW]
+    rows = _first_events(ask, few) if few else []
+    for item in items:
+        if item not in few:
+            rows += _first_events(ask, [item], _FIRST)
+    voided = {(one["source"], one["id"], one["time"]) for one in _voids(ask, rows)}
     found: dict[str, list[CountedEvent]] = {}
-    for row in sorted(ask.rows(sql, **parameters), key=lambda row: (row["time"], row["source"], row["id"])):
-        found.setdefault(row.pop("item"), []).append(CountedEvent(**{**row, "voided": bool(row["voided"])}))
+    for row in sorted(rows, key=lambda row: (row["time"], row["source"], row["id"])):
+        name = (row["source"], row["id"], row["time"])
+        columns = {field.name: row[field.name] for field in fields(CountedEvent) if field.name != "voided"}
+        found.setdefault(row["line_item_id"], []).append(CountedEvent(**columns, voided=name in voided))
     return found
+
+
+def _first_events(ask: _Question, items: Sequence[Mapping[str, Any]], first: str = "") -> list[dict[str, Any]]:
+    windows = " OR ".join(_WINDOW.format(n=n) for n in range(1, len(items) + 1))
+    rows = ask.rows(
+        _EVENTS_OF_ITEMS.format(windows=windows, first=first),
+        tenant=items[0]["tenant_id"],
+        payer=items[0]["billing_account_id"],
+        account=items[0]["account_id"],
+        key=items[0]["rating_key_id"],
+        since=[_micros(item["window_start"]) for item in items],
+        until=[_micros(item["window_end"]) for item in items],
+        limit=ask.events,
+    )
+    tenant = items[0]["tenant_id"]
+    return [{**row, "tenant_id": tenant, "line_item_id": items[row["place"] - 1]["line_item_id"]} for row in rows]
 
 
 # --- prices in words ----------------------------------------------------------------------------

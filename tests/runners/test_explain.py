@@ -73,6 +73,7 @@ ON_TIME = [
     event("shared", "red", 3, "50"),
     event("shared", "north-blue", 3, "60", source="/other"),
     event("shared", "south", 3, "70", tenantid="other"),
+    *(event(f"south-{number}", "south", 3, "5", tenantid="other") for number in range(3)),
     event(HOSTILE, "red", 4, "1"),
     event("ghost", "nobody", 0, "1"),
 ]
@@ -217,6 +218,18 @@ def test_the_largest_line_items_are_shown_and_the_rest_counted(billed: str, cata
     assert part.standing.line_items == len(whole.line_items) > 1
     assert [item.amount for item in part.line_items] == [max(item.amount for item in whole.line_items)]
     assert part.line_items[0].events == ()
+
+
+@pytest.mark.parametrize("events", [1, 2, 1_000])
+def test_many_events_of_a_line_item_are_told_as_few_are(
+    billed: str, catalog: Catalog, monkeypatch: pytest.MonkeyPatch, events: int
+) -> None:
+    ids = [line.invoice_line_id for line in one(explain(billed, "south-2026-01-USD-1", catalog), Invoice).lines]
+    few = [explain(billed, id, catalog, events=events) for id in ids]
+    monkeypatch.setattr("meterline.runners.explain._FEW", 0)
+    assert [explain(billed, id, catalog, events=events) for id in ids] == few
+    items = [item for found in few for item in one(found, Line).line_items]
+    assert {(item.event_count, len(item.events)) for item in items} == {(4, min(events, 4))}
 
 
 # --- what came later ----------------------------------------------------------------------------
@@ -393,6 +406,8 @@ def test_no_text_of_an_event_steers_the_terminal(billed: str, catalog: Catalog, 
         pytest.param("", id="empty"),
         "nothing",
         "north-2026-01-USD-9",
+        "north-2026-00-USD-1",
+        "north-0000-00-USD-1",
         "inv_" + "0" * 24,
         "il_" + "0" * 24,
         "li_" + "0" * 24,
