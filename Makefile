@@ -5,10 +5,10 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 TYPES := $(VENV)/types/meterline
 
-.PHONY: help demo test test-long check format bench dev lock clean
+.PHONY: help demo demo-stream test test-long test-flink check format bench dev lock clean
 
 help:  ## list the targets
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
 $(READY): requirements.lock setup.py pyproject.toml transforms/compiled.pyx
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || { echo "Meterline needs Python 3.11; set PYTHON=/path/to/python3.11"; exit 2; }
@@ -21,12 +21,18 @@ $(READY): requirements.lock setup.py pyproject.toml transforms/compiled.pyx
 demo: $(READY)  ## rate and invoice a real LLM trace on this machine
 	@$(BIN)/meterline demo
 
+demo-stream: $(READY)  ## the same as a stream through the Pub/Sub emulator (needs Java and the emulator)
+	@$(BIN)/meterline demo-stream
+
 test: $(READY)  ## run the tests
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 test-long: $(READY)  ## the same with 10,000 simulated worlds, 100,000 mutated records and 100 worlds under kill -9
 	METERLINE_SEEDS=10000 METERLINE_RUNNER_SEEDS=200 METERLINE_KILL_SEEDS=10 METERLINE_KILL_WORLDS=100 METERLINE_FUZZ=100000 \
 		$(BIN)/python -m pytest -n 2 --dist worksteal
+
+test-flink: $(READY)  ## kill parts of a real Flink cluster under a stream (needs Java 11 or 17, Maven, the Pub/Sub emulator)
+	METERLINE_FLINK_TESTS=1 $(BIN)/python -m pytest -s tests/flink
 
 check: $(READY)  ## format, lint, types and layers
 	$(BIN)/ruff format --check .

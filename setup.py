@@ -33,6 +33,11 @@ setup(
     package_dir={f"meterline.{folder}": folder for folder in FOLDERS},
     package_data={
         "meterline.schemas": ["clickhouse/*.sql", "py.typed"],
+        "meterline.runners": [
+            *("flink/pom.xml", "flink/flink-conf.yaml", "flink/kubernetes/*"),
+            "dataflow/template/metadata.json",
+            "metrics/alerts.yaml",
+        ],
         "meterline.examples": [
             str(path.relative_to("examples"))
             for path in Path("examples").rglob("*")

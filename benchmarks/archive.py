@@ -8,13 +8,12 @@ import resource
 import shutil
 import subprocess
 import sys
-import tempfile
 import time
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from events import catalog, write_events
+from events import catalog, shared_folder, write_events
 
 _DAYS = 29  # Of September before its last, on each of which the same events are archived.
 _RECEIVED = int(datetime(2026, 10, 1, tzinfo=UTC).timestamp()) * 1_000_000
@@ -159,8 +158,7 @@ def main() -> None:
         task, *paths, told = options.task
         Path(told).write_text(json.dumps({"prepare": prepare, "rate": rate}[task](*paths)))
         return
-    folder = Path(tempfile.gettempdir()) / "meterline-bench"
-    folder.mkdir(exist_ok=True)
+    folder = shared_folder()
     report = measure(options.archived, folder)
     show(report)
     if options.json:

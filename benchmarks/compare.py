@@ -11,13 +11,12 @@ import resource
 import shutil
 import subprocess
 import sys
-import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from events import Expected, catalog, write_events, write_parquet
+from events import Expected, catalog, shared_folder, write_events, write_parquet
 from main_job import RECEIVED, check, stored
 
 _BEGAN = time.monotonic()
@@ -224,8 +223,7 @@ def main() -> None:
         *task, told = options.task
         Path(told).write_text(json.dumps(run(*task)))
         return
-    folder = Path(tempfile.gettempdir()) / "meterline-bench"
-    folder.mkdir(exist_ok=True)
+    folder = shared_folder()
     peers = tuple(one for one in PEERS if not options.only or one.name in options.only)
     report = compare(options.events, options.elementwise_events, peers, folder)
     show(report)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -40,6 +41,13 @@ class Expected:
     rejects: dict[str, int]
     input_tokens: int
     output_tokens: int
+
+
+def shared_folder() -> Path:
+    """Where the benchmarks keep their files, for later runs."""
+    folder = Path(tempfile.gettempdir()) / "meterline-bench"
+    folder.mkdir(exist_ok=True)
+    return folder
 
 
 def write_events(path: Path, events: int, models: int) -> Expected:

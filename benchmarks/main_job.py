@@ -8,12 +8,12 @@ import resource
 import shutil
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from decimal import Decimal
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -134,14 +134,15 @@ def run_stages(source: str, url: str) -> dict[str, Any]:
         clickhouse.connect(url).command("SYSTEM STOP MERGES")
 
     validating, attributing = validate._ValidateFn(None), attribute._AttributeFn()
-    sharding, deduplicating = deduplicate._ShardFn(1), deduplicate._DeduplicateFn(url)
+    sharding, deduplicating = deduplicate._ShardFn(1), deduplicate._DeduplicateFn(None, 1)
     touching, totals = recall._TouchFn(), metering._MeterFn()
     rating = rate._RateFn()
-    archive = write._InsertFn(url, {"rating_keys": write.rating_key_rows, "usage_events": write.usage_event_rows})
+    event_rows = partial(write.usage_event_rows, run_id="benchmark")
+    archive = write._InsertFn(url, {"rating_keys": write.NewRatingKeys(), "usage_events": event_rows})
     items = write._InsertFn(url, {"line_items": write.line_item_rows})
     for prepared in (validating, attributing, totals):
         prepared.setup()
-    for bundle in (touching, deduplicating, archive, items):
+    for bundle in (touching, archive, items):
         bundle.start_bundle()
     seen: dict[Any, _Bag] = {}
     usage: dict[bytes, list[bytes]] = {}
@@ -169,7 +170,7 @@ def run_stages(source: str, url: str) -> dict[str, Any]:
             for stamped in pieces:
                 window = IntervalWindow(stamped.timestamp, stamped.timestamp + 86_400)
                 state = seen.setdefault((stamped.value[0], window), _Bag())
-                batches += main(deduplicating.process(stamped.value, [], window, state))
+                batches += main(deduplicating.process(stamped.value, window, state))
         with meter.stage("meter"):
             for batch in batches:
                 for key, packed in totals.process(batch, prices):
@@ -185,7 +186,9 @@ def run_stages(source: str, url: str) -> dict[str, Any]:
         for keyed in totals.finish_bundle():
             usage.setdefault(keyed.value[0], []).append(keyed.value[1])
     with meter.stage("rate"):
-        rated = [item for keyed in usage.items() for item in main(rating.process(keyed, prices, _State()))]
+        rated = [
+            item for keyed in usage.items() for item in main(rating.process(keyed, prices, _State(), _Bag(), None))
+        ]
     with meter.stage("write line items"):
         for item in rated:
             items.process(item)
@@ -268,10 +271,9 @@ def main() -> None:
         Path(told).write_text(json.dumps(found))
         return
 
-    from events import write_events
+    from events import shared_folder, write_events
 
-    folder = Path(tempfile.gettempdir()) / "meterline-bench"
-    folder.mkdir(exist_ok=True)
+    folder = shared_folder()
     source = folder / f"events-{options.events}-{options.models}.ndjson"
     expected = write_events(source, options.events, options.models)
     told = _in_a_child("job", source, folder / "job")

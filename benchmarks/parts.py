@@ -18,7 +18,7 @@ from typing import Any
 
 import yaml
 from apache_beam.transforms.window import IntervalWindow
-from events import catalog, write_events
+from events import catalog, shared_folder, write_events
 from main_job import RECEIVED, _Bag, _State
 
 from meterline.schemas.catalog import Catalog
@@ -26,6 +26,23 @@ from meterline.transforms import archive, attribute, clickhouse, deduplicate, me
 
 _MONTH = datetime(2026, 10, 1, tzinfo=UTC)  # Of 31 days.
 _AFTER = int(datetime(2026, 11, 2, tzinfo=UTC).timestamp()) * 1_000_000
+
+
+_KEEP = timedelta(days=67)
+
+
+class _Timer:
+    """Stands for a timer that does not fire."""
+
+    def set(self, instant: Any) -> None:
+        pass
+
+
+class _Rated(tuple[_State, _Bag, _Timer]):
+    """Stands for the state that `rate` keeps of one key in a stream."""
+
+    def __new__(cls) -> _Rated:
+        return super().__new__(cls, (_State(), _Bag(), _Timer()))
 
 
 def cpu_seconds(work: Callable[[], Any]) -> tuple[float, Any]:
@@ -54,13 +71,12 @@ def attributed(part: read.Part, received: int, prices: Catalog) -> Iterator[Any]
 
 def deduplicated(batches: Iterator[Any], states: dict[Any, _Bag]) -> Iterator[Any]:
     """The events of batches that are new; the keys' states are left in `states`."""
-    sharding, deduplicating = deduplicate._ShardFn(1), deduplicate._DeduplicateFn(None)
-    deduplicating.start_bundle()
+    sharding, deduplicating = deduplicate._ShardFn(1), deduplicate._DeduplicateFn(None, 1)
     for batch in batches:
         for stamped in sharding.process(batch):
             window = IntervalWindow(stamped.timestamp, stamped.timestamp + 86_400)
             state = states.setdefault((stamped.value[0], window), _Bag())
-            yield from main_outputs(deduplicating.process(stamped.value, [], window, state))
+            yield from main_outputs(deduplicating.process(stamped.value, window, state))
 
 
 def metered(batches: Iterator[Any], prices: Catalog) -> dict[bytes, list[bytes]]:
@@ -86,10 +102,10 @@ def states_and_inserts(source: Path, folder: Path) -> dict[str, float]:
     usage = metered(deduplicated(attributed(read.Part(str(source), 0, -1), RECEIVED, prices), seen), prices)
     identities = sum(len(run) for state in seen.values() for run in state.read())
     accepted = _accepted(source)
-    rating = rate._RateFn()
-    states = {key: _State() for key in usage}
-    items = [item for keyed in usage.items() for item in main_outputs(rating.process(keyed, prices, states[keyed[0]]))]
-    rated = sum(len(state.read() or b"") for state in states.values())
+    rating = rate._RateFn(_KEEP)
+    states = {key: _Rated() for key in usage}
+    items = [item for keyed in usage.items() for item in main_outputs(rating.process(keyed, prices, *states[keyed[0]]))]
+    rated = sum(len(one) for hot, cold, _ in states.values() for one in (hot.read() or b"", *cold.read()))
 
     url = f"chdb://{folder / 'items'}"
     clickhouse.ready(url)
@@ -123,12 +139,12 @@ def late_event(folder: Path) -> dict[str, float]:
         found = metered(attributed(read.Part(str(lines), 0, -1), _AFTER, prices), prices)
         return next(keyed for keyed in found.items() if b"input_tokens" in keyed[0])
 
-    rating = rate._RateFn()
+    rating = rate._RateFn(_KEEP)
 
     def rated(event: tuple[bytes, list[bytes]]) -> tuple[float, list[Any]]:
-        state = _State()
-        list(rating.process(whole, prices, state))
-        return cpu_seconds(lambda: list(rating.process(event, prices, state)))
+        state = _Rated()
+        list(rating.process(whole, prices, *state))
+        return cpu_seconds(lambda: list(rating.process(event, prices, *state)))
 
     costs: dict[str, list[float]] = {"in time": [], "late": []}
     written = {}
@@ -164,7 +180,9 @@ def archive_read(source: Path, folder: Path) -> dict[str, float]:
     month = [int(datetime(2026, number, 1, tzinfo=UTC).timestamp()) for number in (9, 10)]
     spans = [archive.Span("default", account.id, *month) for account in prices.accounts]
     key, packed = recall.Touched(spans=spans).packed()
-    cpu, found = cpu_seconds(lambda: list(recall._RecallFn(url).process((key, [packed]), prices)))
+    cpu, found = cpu_seconds(
+        lambda: list(recall._RecallFn(archive.Archive(url, "this run")).process((key, [packed]), prices))
+    )
     assert not found, "all line items are as they should be"
     rows = _accepted(source)
     return {"archived events read back, a CPU second": rows / cpu}
@@ -212,8 +230,7 @@ def main() -> None:
     parser.add_argument("--events", type=int, default=500_000, help="of the benchmark's day (default: %(default)s)")
     parser.add_argument("--json", type=Path, help="write the figures to this file too")
     options = parser.parse_args()
-    shared = Path(tempfile.gettempdir()) / "meterline-bench"
-    shared.mkdir(exist_ok=True)
+    shared = shared_folder()
     source = shared / f"events-{options.events}-1.ndjson"
     write_events(source, options.events, 1)
     with tempfile.TemporaryDirectory(dir=shared) as name:

@@ -7,12 +7,11 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
-from events import catalog, write_events
+from events import catalog, shared_folder, write_events
 
 
 def stages(source: str, start: int, end: int) -> dict[str, float]:
@@ -77,8 +76,7 @@ def main() -> None:
         os.sched_setaffinity(0, {int(core)})
         print(json.dumps(stages(source, int(start), int(end))))
         return
-    folder = Path(tempfile.gettempdir()) / "meterline-bench"
-    folder.mkdir(exist_ok=True)
+    folder = shared_folder()
     source = folder / f"events-{options.events}-1.ndjson"
     write_events(source, options.events, 1)
     report = measure(source)

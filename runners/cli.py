@@ -1,7 +1,7 @@
 """The command `meterline`.
 
 Exit codes: 0 done; 1 a fault of Meterline's own, or (audit, invoice --issue) a broken law; 2 what was given cannot be
-used (arguments, catalog, files); 3 ClickHouse cannot be used; 4 done, but events were rejected (only with
+used (arguments, catalog, files); 3 ClickHouse or Pub/Sub cannot be used; 4 done, but events were rejected (only with
 --fail-on-rejects).
 """
 
@@ -22,6 +22,13 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from meterline.runners import pubsub_commands
+from meterline.runners.clickhouse_server.command import app as clickhouse_app
+from meterline.runners.dataflow.place import DataflowError, Place
+from meterline.runners.flink.commands import app as flink_app
+from meterline.runners.flink.home import FlinkError
+from meterline.runners.metrics.command import metrics
+from meterline.runners.rate_stream import Elsewhere, Engine, rate_here, rate_on_dataflow, rate_on_flink
 from meterline.schemas.catalog import Catalog
 from meterline.schemas.catalog_files import CatalogError, catalog_json_schema, check_catalog, load_catalog
 
@@ -29,7 +36,7 @@ app = typer.Typer(
     name="meterline",
     help="Usage events in; rated line items and invoices out; every cent explainable.",
     epilog="Start with `meterline demo`. Exit codes: 0 done, 1 fault or broken law, 2 bad arguments, catalog or files, "
-    "3 ClickHouse, 4 rejects (with --fail-on-rejects).",
+    "3 ClickHouse or Pub/Sub, 4 rejects (with --fail-on-rejects).",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -39,6 +46,8 @@ catalog_app = typer.Typer(help="Check price catalogs.", no_args_is_help=True)
 rejects_app = typer.Typer(help="List, count and export what was rejected.", no_args_is_help=True)
 app.add_typer(catalog_app, name="catalog")
 app.add_typer(rejects_app, name="rejects")
+app.add_typer(flink_app, name="flink")
+app.add_typer(clickhouse_app, name="clickhouse")
 
 # Tables in a file or a pipe are as wide as they need to be; on a terminal they fit into it.
 out = Console(width=None if sys.stdout.isatty() else 120)
@@ -157,6 +166,36 @@ def catalog_check(
         raise typer.Exit(2)
 
 
+@catalog_app.command("publish")
+def catalog_publish(
+    folder: Annotated[Path, typer.Argument(help="Folder of YAML files.")],
+    clickhouse: Url = DEFAULT_DATABASE,
+    as_json: AsJson = False,
+) -> None:
+    """Let streams that run take a new catalog, without being started again.
+
+    It is in force for events that are received some seconds from now on. A price that changes gets a new version in its
+    rate card; versions that events were rated by never change.
+    """
+    prices = _catalog(folder)
+    from meterline.runners.jobs import InputError
+    from meterline.schemas.event import EARLIEST_TIME
+    from meterline.transforms import catalogs
+    from meterline.transforms import clickhouse as database
+
+    database.ready(clickhouse)
+    if edited := catalogs.edited_versions(clickhouse, prices):
+        raise InputError(
+            f"{', '.join(edited)} is not as in the catalog that was published last. A version never changes once it is "
+            "used: give it back its prices, and put the new ones into a version of their own"
+        )
+    since = EARLIEST_TIME + timedelta(microseconds=catalogs.publish(clickhouse, prices))
+    if as_json:
+        print_json({"digest": prices.digest, "in_force_from": since})
+        return
+    out.print(f"catalog {prices.digest[:12]} is in force from {since:%Y-%m-%d %H:%M:%S} UTC on", highlight=False)
+
+
 @catalog_app.command("schema")
 def catalog_schema() -> None:
     """Print the JSON Schema of a catalog file, for editors."""
@@ -183,20 +222,163 @@ def rate(
     now: Now = None,
     max_age_days: Annotated[
         int | None,
-        typer.Option(min=0, max=36_500, help="Reject events older than this when received; default: no bound."),
+        typer.Option(
+            min=0,
+            max=36_500,
+            help="Reject events older than this when received; default: no bound for files, 35 for streams.",
+        ),
+    ] = None,
+    subscription: Annotated[
+        str | None,
+        typer.Option(help="Rate what comes through projects/P/subscriptions/S.", rich_help_panel="Streams"),
+    ] = None,
+    on: Annotated[
+        Engine,
+        typer.Option(
+            help="direct: here, batch by batch, without state. flink: on a cluster, `meterline flink up` or one "
+            "elsewhere. dataflow: on Google Cloud.",
+            rich_help_panel="Streams",
+        ),
+    ] = Engine.direct,
+    until_empty: Annotated[
+        bool,
+        typer.Option("--until-empty", help="direct: end when nothing comes any more.", rich_help_panel="Streams"),
+    ] = False,
+    max_batches: Annotated[
+        int | None, typer.Option(min=1, help="direct: end after so many batches.", rich_help_panel="Streams")
+    ] = None,
+    resume: Annotated[
+        str | None,
+        typer.Option(
+            help="flink: go on from this savepoint or retained checkpoint of the last run; without it, start "
+            "without state, and recall the archive.",
+            rich_help_panel="Streams",
+        ),
+    ] = None,
+    job_name: Annotated[
+        str | None,
+        typer.Option(help="flink, dataflow: default: meterline- and the subscription.", rich_help_panel="Streams"),
+    ] = None,
+    parallelism: Annotated[int, typer.Option(min=1, help="flink: slots.", rich_help_panel="Streams")] = 2,
+    checkpoint_seconds: Annotated[
+        float,
+        typer.Option(min=0.1, help="flink: from checkpoint to checkpoint.", rich_help_panel="Streams"),
+    ] = 10,
+    detach: Annotated[
+        bool, typer.Option("--detach", help="flink: do not follow the job.", rich_help_panel="Streams")
+    ] = False,
+    flink_folder: Annotated[
+        Path, typer.Option(help="Of the cluster on this machine.", rich_help_panel="Streams")
+    ] = Path(".meterline-flink"),
+    rest_url: Annotated[
+        str | None, typer.Option(help="Flink elsewhere: its REST API.", rich_help_panel="Streams")
+    ] = None,
+    job_endpoint: Annotated[
+        str | None, typer.Option(help="Flink elsewhere: HOST:PORT of Beam's job server.", rich_help_panel="Streams")
+    ] = None,
+    expansion_service: Annotated[
+        str | None, typer.Option(help="Flink elsewhere: HOST:PORT.", rich_help_panel="Streams")
+    ] = None,
+    worker_pool: Annotated[
+        str | None,
+        typer.Option(
+            help="Flink elsewhere: HOST:PORT of the Python workers, as a TaskManager sees it.",
+            rich_help_panel="Streams",
+        ),
+    ] = None,
+    project: Annotated[str | None, typer.Option(help="Of the job.", rich_help_panel="Dataflow")] = None,
+    region: Annotated[str | None, typer.Option(help="Like europe-west1.", rich_help_panel="Dataflow")] = None,
+    staging_location: Annotated[
+        str | None, typer.Option(help="gs://BUCKET/FOLDER for what workers load.", rich_help_panel="Dataflow")
+    ] = None,
+    temp_location: Annotated[
+        str | None, typer.Option(help="gs://BUCKET/FOLDER; default: the same.", rich_help_panel="Dataflow")
+    ] = None,
+    update: Annotated[
+        bool,
+        typer.Option(
+            "--update",
+            help="Take the place, and the state, of the job of this name that runs.",
+            rich_help_panel="Dataflow",
+        ),
+    ] = False,
+    worker_image: Annotated[
+        str | None, typer.Option(help="Container image that holds Meterline.", rich_help_panel="Dataflow")
+    ] = None,
+    worker_package: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="In place of an image: a wheel or source distribution. Repeatable.", rich_help_panel="Dataflow"
+        ),
+    ] = None,
+    dataflow_option: Annotated[
+        list[str] | None,
+        typer.Option(help="Another option of Beam's, as NAME=VALUE or NAME. Repeatable.", rich_help_panel="Dataflow"),
     ] = None,
     fail_on_rejects: Annotated[
         bool, typer.Option("--fail-on-rejects", help="Exit with 4 if a record is rejected.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Rate files of usage events into line items.
+    """Rate usage events, of files or of a stream, into line items.
 
     Rating the same events again changes nothing: rows are absolute, and an event counts once by (tenant, source, id).
     """
-    if from_archive == bool(inputs) or from_archive != bool(period):
-        raise typer.BadParameter("give --input FILES, or --from-archive with --period, like 2026-10")
+    if from_archive + bool(inputs) + bool(subscription) != 1 or from_archive != bool(period):
+        raise typer.BadParameter(
+            "give one of --input FILES, --subscription projects/P/subscriptions/S, or --from-archive with --period, "
+            "like 2026-10"
+        )
+    dataflows = project or region or staging_location or temp_location or update or worker_image
+    if (dataflows or worker_package or dataflow_option) and not (subscription and on is Engine.dataflow):
+        raise typer.BadParameter("that is for --subscription --on dataflow")
     prices = _catalog(catalog)
+    if subscription and on is Engine.dataflow:
+        if resume or detach or rest_url or job_endpoint or expansion_service or worker_pool:
+            raise typer.BadParameter("that is for --subscription --on flink")
+        place = Place(project, region, staging_location, temp_location)
+        from meterline.runners.dataflow.rate import Settings as DataflowSettings
+
+        job = rate_on_dataflow(
+            subscription,
+            prices,
+            clickhouse,
+            horizon=timedelta(days=35 if max_age_days is None else max_age_days),
+            place=place,
+            settings=DataflowSettings(
+                job_name, update, worker_image, tuple(worker_package or ()), tuple(dataflow_option or ())
+            ),
+            err=err,
+        )
+        if as_json:
+            print_json(job)
+        return
+    if subscription and on is Engine.flink:
+        from meterline.runners.flink.rate import Settings
+
+        settings = Settings(
+            job_name,
+            parallelism,
+            checkpoint_seconds=checkpoint_seconds,
+            resume=resume,
+            pubsub_emulator=os.environ.get("PUBSUB_EMULATOR_HOST"),
+            detach=detach,
+        )
+        job = rate_on_flink(
+            subscription,
+            prices,
+            clickhouse,
+            horizon=timedelta(days=35 if max_age_days is None else max_age_days),
+            folder=flink_folder,
+            elsewhere=Elsewhere(rest_url, job_endpoint, expansion_service, worker_pool),
+            settings=settings,
+            err=err,
+        )
+        if as_json:
+            print_json(job)
+        return
+    if resume or detach or job_name or rest_url or job_endpoint or expansion_service or worker_pool:
+        raise typer.BadParameter("that is for --subscription --on flink")
     received = instant(now)
     from meterline.runners import tables
     from meterline.runners.jobs import rate_files, rerate_archive
@@ -212,10 +394,21 @@ def rate(
                 f"{events:,} archived events read, {items:,} line items of {period} written anew", highlight=False
             )
         return
-    assert inputs
-
-    horizon = None if max_age_days is None else timedelta(days=max_age_days)
-    report = rate_files(inputs, prices, clickhouse, now=received, horizon=horizon, console=None if as_json else err)
+    if subscription:
+        report = rate_here(
+            subscription,
+            prices,
+            clickhouse,
+            horizon=timedelta(days=35 if max_age_days is None else max_age_days),
+            until_empty=until_empty,
+            max_batches=max_batches,
+            err=err,
+            is_quiet=as_json,
+        )
+    else:
+        assert inputs
+        horizon = None if max_age_days is None else timedelta(days=max_age_days)
+        report = rate_files(inputs, prices, clickhouse, now=received, horizon=horizon, console=None if as_json else err)
     if as_json:
         print_json(report.to_json())
     else:
@@ -454,6 +647,10 @@ def rejects_export(
     err.print(f"{count} records written to {file}")
 
 
+pubsub_commands.register(app, out, err)
+app.command()(metrics)
+
+
 def _catalog(folder: Path) -> Catalog:
     return load_catalog(folder)
 
@@ -485,17 +682,20 @@ def main() -> None:
 def _told(error: Exception) -> int:
     from meterline.runners.explain import NotFound
     from meterline.runners.jobs import InputError
+    from meterline.runners.pubsub import PubSubError, UnknownName
     from meterline.transforms.clickhouse import DatabaseError
     from meterline.transforms.rules.periods import PeriodError
 
     message = str(error).split(" [while running '")[0]
     code = 1
-    if isinstance(error, DatabaseError):
-        code = 3
-    elif isinstance(error, (InputError, PeriodError, NotFound, OSError)):
+    if isinstance(error, (FlinkError, DataflowError)):
+        code = error.code
+    elif isinstance(error, (InputError, PeriodError, NotFound, UnknownName, OSError)):
         code = 2
+    elif isinstance(error, (DatabaseError, PubSubError)):
+        code = 3
     err.print("[red]error:[/]", end=" ")
-    if code == 1 and not os.environ.get("METERLINE_DEBUG"):
+    if code == 1 and not isinstance(error, (FlinkError, DataflowError)) and not os.environ.get("METERLINE_DEBUG"):
         message = (
             f"{type(error).__name__}: {message}\nThis is a fault of Meterline. METERLINE_DEBUG=1 shows where it arose."
         )

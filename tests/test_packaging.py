@@ -20,7 +20,10 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Built from a copy of what is released, so that the working folder stays as it is."""
+    """Built from the source distribution of a copy of what is released, so that the working folder stays as it is.
+
+    A source distribution that lacks something gives a wheel that lacks it.
+    """
     folder = tmp_path_factory.mktemp("wheel")
     copy = folder / "source"
     copy.mkdir()
@@ -31,7 +34,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
         if not name.startswith(("tests/", "benchmarks/", "docs/")) and (ROOT / name).is_file():
             (copy / name).parent.mkdir(parents=True, exist_ok=True)
             (copy / name).write_bytes((ROOT / name).read_bytes())
-    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder), str(copy)]
+    command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(folder), str(copy)]
     built = subprocess.run(command, check=False, capture_output=True, text=True)
     assert built.returncode == 0, built.stdout[-2000:] + built.stderr[-2000:]
     (path,) = folder.glob("*.whl")
@@ -80,7 +83,7 @@ def test_files_that_are_no_modules_are_there(names: list[str]) -> None:
     migrations = {f"meterline/{path.relative_to(ROOT)}" for path in (ROOT / "schemas" / "clickhouse").glob("*.sql")}
     assert len(migrations) >= 8
     assert migrations - set(names) == set()
-    assert "meterline/schemas/py.typed" in names
+    assert {"meterline/schemas/py.typed", "meterline/runners/dataflow/template/metadata.json"} <= set(names)
     quickstart = [path for path in (ROOT / "examples" / "quickstart").rglob("*") if path.is_file()]
     assert len(quickstart) > 4
     assert {f"meterline/{path.relative_to(ROOT)}" for path in quickstart} - set(names) == set()
@@ -130,3 +133,24 @@ def test_it_works_beside_another_transforms_folder(unpacked: Path, tmp_path: Pat
 def test_the_command_starts_from_the_wheel(unpacked: Path, tmp_path: Path) -> None:
     code = "import sys; sys.argv = ['meterline', '--help']; from meterline.runners.cli import main; main()"
     assert "rate" in run(unpacked, tmp_path, code)
+
+
+def test_a_source_distribution_installs_where_there_is_no_compiler(wheel: Path, tmp_path: Path) -> None:
+    """As workers on Dataflow install what was staged for them, in an environment of their own."""
+    (source,) = wheel.parent.glob("*.tar.gz")
+    options = ["--no-deps", "--no-index", "--no-build-isolation", "--no-cache-dir", "--target", str(tmp_path)]
+    done = subprocess.run(
+        [sys.executable, "-m", "pip", "install", "--quiet", *options, str(source)],
+        env={**os.environ, "CC": "/nowhere/cc"},
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert list((tmp_path / "meterline" / "transforms").glob("compiled.*so")) == []
+    code = (
+        "import sys; sys.modules['meterline.transforms.compiled'] = None  # Nor one that lies elsewhere.\n"
+        "import meterline.transforms.scan as scan, meterline.runners.dataflow.template.__main__\n"
+        "print(scan.__file__)"
+    )
+    assert run(tmp_path, tmp_path, code).strip() == str(tmp_path / "meterline" / "transforms" / "scan.py")

@@ -196,19 +196,24 @@ FLAGS: dict[str, dict[str, int]] = {
 }  # fmt: skip
 
 
+def good_flags(meterline: Command, folder: Path) -> dict[str, object]:
+    """What rates one event."""
+    (folder / "usage.ndjson").write_bytes(EVENT)
+    return {
+        "--input": folder / "usage.ndjson",
+        "--catalog": quickstart() / "catalog",
+        "--clickhouse": meterline.url,
+        "--now": NOW,
+    }
+
+
 @pytest.mark.parametrize(
     ("flag", "value", "code"), [(f, v, c) for f, values in FLAGS.items() for v, c in values.items()]
 )
 def test_each_odd_flag_is_refused_or_taken(
     flag: str, value: str, code: int, meterline: Command, tmp_path: Path
 ) -> None:
-    (tmp_path / "usage.ndjson").write_bytes(EVENT)
-    flags: dict[str, object] = {
-        "--input": tmp_path / "usage.ndjson",
-        "--catalog": quickstart() / "catalog",
-        "--clickhouse": meterline.url,
-        "--now": NOW,
-    }
+    flags = good_flags(meterline, tmp_path)
     flags.pop(flag, None)
     words = [word for pair in flags.items() for word in pair]
     said = meterline("rate", "--json", *words, flag, value)
@@ -226,13 +231,7 @@ def test_odd_flags_together_are_refused_once(round: int, meterline: Command, tmp
     """Several mistakes at once: one of their exit codes."""
     with replayable(round, "together"):
         rng = Random(f"flags {round}")
-        (tmp_path / "usage.ndjson").write_bytes(EVENT)
-        flags: dict[str, object] = {
-            "--input": tmp_path / "usage.ndjson",
-            "--catalog": quickstart() / "catalog",
-            "--clickhouse": meterline.url,
-            "--now": NOW,
-        }
+        flags = good_flags(meterline, tmp_path)
         for _ in range(COMMANDS):
             odd = {flag: rng.choice(list(FLAGS[flag])) for flag in rng.sample(list(FLAGS), rng.choice([2, 3]))}
             pairs = list({**flags, **odd}.items())
