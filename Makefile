@@ -21,7 +21,7 @@ $(READY): requirements.lock setup.py pyproject.toml transforms/compiled.pyx
 demo: $(READY)  ## rate and invoice a real LLM trace on this machine
 	@$(BIN)/meterline demo
 
-demo-stream: $(READY)  ## the same as a stream through the Pub/Sub emulator (needs Java and the emulator)
+demo-stream: $(READY)  ## the same as a stream through the Pub/Sub emulator, on Flink where Maven is found (needs Java and the emulator)
 	@$(BIN)/meterline demo-stream
 
 test: $(READY)  ## run the tests

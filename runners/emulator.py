@@ -91,7 +91,7 @@ def emulator(log: Path | None = None) -> Iterator[str]:
         try:
             yield host
         finally:
-            _end(process)
+            end(process)
             if before is None:
                 os.environ.pop(HOST, None)
             else:
@@ -101,19 +101,20 @@ def emulator(log: Path | None = None) -> Iterator[str]:
 def _started(command: list[str], log: Path) -> tuple[subprocess.Popen[bytes], str]:
     for _ in range(_TRIES):
         host = f"127.0.0.1:{_free_port()}"
-        process = _launch([*command, "--host=127.0.0.1", f"--port={host.rpartition(':')[2]}"], log)
+        process = launch([*command, "--host=127.0.0.1", f"--port={host.rpartition(':')[2]}"], log)
         try:
             if _answers(process, host):
                 return process, host
         except BaseException:
-            _end(process)
+            end(process)
             raise
-        _end(process)  # Another program was faster to take the port.
+        end(process)  # Another program was faster to take the port.
     said = log.read_text("utf-8", "replace").strip().splitlines() or ["it said nothing"]
     raise PubSubError(f"the Pub/Sub emulator does not start: {said[-1]}")
 
 
-def _launch(command: list[str], log: Path) -> subprocess.Popen[bytes]:
+def launch(command: list[str], log: Path) -> subprocess.Popen[bytes]:
+    """Start a process that ends when this one does; `end` ends it before."""
     with log.open("wb") as file:
         return subprocess.Popen(
             [sys.executable, "-c", _LAUNCH, str(os.getpid()), *command],
@@ -136,10 +137,10 @@ def _answers(process: subprocess.Popen[bytes], host: str) -> bool:
     return False
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
+def end(process: subprocess.Popen[bytes], seconds: float = 5) -> None:
     process.terminate()
     try:
-        process.wait(5)
+        process.wait(seconds)
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()

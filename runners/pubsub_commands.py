@@ -103,14 +103,23 @@ def register(app: typer.Typer, out: Console, err: Console) -> None:
             "meterline-demo-stream"
         ),
         seconds: Annotated[float, typer.Option(min=1.0, help="How long the hour of the trace takes.")] = 30.0,
+        flink: Annotated[
+            bool | None,
+            typer.Option(
+                "--on-flink/--here",
+                help="Rate on a Flink cluster, or batch by batch in this process.",
+                show_default=False,
+            ),
+        ] = None,
     ) -> None:
         """Publish a real trace of LLM requests to a Pub/Sub emulator and rate it as it flows; needs Java.
 
-        With duplicates, late events and broken ones. At the end the line items are compared with a batch run's.
+        With duplicates, late events and broken ones. At the end the line items are compared with a batch run's. It runs
+        on a Flink cluster of its own where Java and Maven are found, else in this process.
         """
         from meterline.runners.demo_stream import run
 
-        if not run(folder, out, seconds=seconds):
+        if not run(folder, out, seconds=seconds, on_flink=flink):
             raise typer.Exit(1)
 
     @group.command()

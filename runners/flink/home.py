@@ -71,6 +71,23 @@ def is_assembled(folder: Path) -> bool:
     return kept.exists() and kept.read_bytes() == POM.read_bytes()
 
 
+def find_maven() -> str | None:
+    """The Maven that assembles the Java side; None where it is assembled already.
+
+    Raises:
+      FlinkError: there is none.
+    """
+    folder = home()
+    if is_assembled(folder):
+        return None
+    if found := shutil.which("mvn"):
+        return found
+    raise FlinkError(
+        "the Java side has to be assembled, and there is no Maven (mvn) on the PATH. Install it (Debian: apt install "
+        f"maven), or set METERLINE_FLINK_HOME to a folder where it was assembled before; looked in {folder}"
+    )
+
+
 def assemble(say: Callable[[str], None]) -> Path:
     """The folder with the Java side's jars, which are fetched if they are not there.
 
@@ -80,15 +97,9 @@ def assemble(say: Callable[[str], None]) -> Path:
     Raises:
       FlinkError: Maven is missing, or could not fetch them.
     """
-    folder = home()
-    if is_assembled(folder):
-        return folder
-    maven = shutil.which("mvn")
+    folder, maven = home(), find_maven()
     if maven is None:
-        raise FlinkError(
-            "the Java side has to be assembled, and there is no Maven (mvn) on the PATH. Install it (Debian: apt "
-            f"install maven), or set METERLINE_FLINK_HOME to a folder where it was assembled before; looked in {folder}"
-        )
+        return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
     say(f"assembling Flink and Beam's runner (once, about 270 MB) in {folder}")
     # Made elsewhere and moved at the end: what is there is whole, and two that assemble at once do not meet.

@@ -17,9 +17,10 @@ from typing import Any
 import pytest
 from google.api_core import exceptions as google
 
-from meterline.runners import direct_stream, pubsub
+from meterline.runners import demo_flink, demo_stream, direct_stream, pubsub
 from meterline.runners.demo import EVENT_TYPE, quickstart
 from meterline.runners.direct_stream import BatchSize, rate_subscription
+from meterline.runners.flink import home
 from meterline.runners.jobs import RateReport
 from meterline.runners.publish import Producer, usage_event
 from meterline.schemas.catalog_files import load_catalog
@@ -313,11 +314,34 @@ def test_a_subscription_that_is_not_there(
 
 
 def test_the_demo_of_a_stream_ends_with_what_a_batch_gives(emulator_host: str, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "meterline.runners.cli", "demo-stream", "--seconds", "2"]
+    command = [sys.executable, "-m", "meterline.runners.cli", "demo-stream", "--here", "--seconds", "2"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "✓ the same" in done.stdout
     assert "lag 0" in done.stdout
+
+
+def test_the_demo_knows_what_becomes_of_what_it_publishes() -> None:
+    first, other = b'{"id": "a", "data": {"n": 1}}', b'{"id": "a", "data": {"n": 2}}'
+    lines = [
+        first,
+        b'{"data": {"n": 1}, "id": "a"}',
+        other,
+        b'{"id": "unknown"}',
+        b'{"id": ["a"]}',
+        b"[1]",
+        b"{",
+        first,
+    ]
+    found = ["accepted", "duplicate", *["rejected"] * 5, "duplicate"]
+    assert list(demo_stream.outcomes(lines, frozenset("a"))) == found
+
+
+def test_the_demo_says_why_flink_is_left_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("METERLINE_FLINK_HOME", str(tmp_path))
+    monkeypatch.setattr("shutil.which", lambda name: None if name == "mvn" else f"/usr/bin/{name}")
+    monkeypatch.setattr(home, "java", lambda: Path("java"))
+    assert "there is no Maven" in demo_flink.missing()
 
 
 def test_the_demo_of_a_stream_leaves_other_folders_alone(meterline: Command, tmp_path: Path) -> None:

@@ -12,9 +12,9 @@ What may go wrong is what the Beam model and docs/exactly_once.md permit, and al
   one may be restored at any time: what came after it comes again, in other bundles and another order.
 - **Order** is free, but in worlds where two events contend for one identity: there the events of a key keep theirs.
   Runs keep theirs also in worlds with voids: what is voided came in an earlier run, or will only in a later one.
-- **The watermark** of a stream follows the time at which the oldest record that is on its way to `rate` was received, or
-  runs ahead of it by less than messages may wait and a day. State of a window that has ended by the job's own allowed lateness is gone, and
-  what comes for it is dropped.
+- **The watermark** of a stream follows the time at which the oldest record on its way to `rate` was received, or runs
+  ahead of it by less than messages may wait and a day. State of a window that has ended by the job's own allowed
+  lateness is gone, and what comes for it is dropped.
 - **Inserts** that were acknowledged are stored, and may be repeated much later. Of others, when the worker died, any
   part is stored: now, later or never; of events not after the next run has begun, which waits for that.
 """
