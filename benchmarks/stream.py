@@ -12,7 +12,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
@@ -35,6 +35,7 @@ class Figures:
     """
 
     wanted_rate: int
+    seconds: float
     published: int
     published_rate: float
     archived_p50: float
@@ -42,6 +43,11 @@ class Figures:
     rated_p50: float
     rated_p99: float
     backlog_growth: float
+
+    @property
+    def keeps_up(self) -> bool:
+        """Whether the stream kept up with what was published, which was what was wanted."""
+        return self.backlog_growth < 0.01 * self.wanted_rate and self.published_rate > 0.98 * self.wanted_rate
 
 
 def measure(url: str, rate: int, seconds: float) -> Figures:
@@ -82,11 +88,21 @@ def measure(url: str, rate: int, seconds: float) -> Figures:
     growth = float(np.polyfit(*zip(*backlog), 1)[0]) if len(backlog) > 2 else float("nan")
     return Figures(
         rate,
+        seconds,
         total,
         total / (sent[-1][0] - sent[0][0]),
         *(float(np.quantile(lag, part)) for lag in lags for part in (0.5, 0.99)),
         growth,
     )
+
+
+def sustained(url: str, rates: Iterable[int], seconds: float) -> Iterator[Figures]:
+    """Publish for long, at falling rates, until the stream keeps up with one."""
+    for rate in rates:
+        found = measure(url, rate, seconds)
+        yield found
+        if found.keeps_up:
+            return
 
 
 def _stored(url: str) -> tuple[int, int]:
@@ -169,6 +185,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rates", type=int, nargs="+", default=[1_000, 10_000, 50_000], help="events a second")
     parser.add_argument("--seconds", type=float, default=60, help="at each rate")
+    parser.add_argument("--sustain", type=int, nargs="*", default=[], help="falling rates, until one is kept up with")
+    parser.add_argument("--sustain-seconds", type=float, default=300, help="at each of these")
     parser.add_argument("--parallelism", type=int, default=2)
     parser.add_argument("--json", type=Path, help="write the figures to this file too")
     given = parser.parse_args()
@@ -183,12 +201,18 @@ def main() -> None:
             for rate in given.rates:
                 found.append(measure(url, rate, given.seconds))
                 print(found[-1], file=sys.stderr)
+            for one in sustained(url, given.sustain, given.sustain_seconds):
+                found.append(one)
+                print(found[-1], file=sys.stderr)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    table = Table("events/s wanted", "published/s", "archived p50", "p99", "rated p50", "p99 s", "backlog grows by")
+    table = Table(
+        "events/s wanted", "for s", "published/s", "archived p50", "p99", "rated p50", "p99 s", "backlog grows by"
+    )
     for one in found:
         table.add_row(
             f"{one.wanted_rate:,}",
+            f"{one.seconds:g}",
             f"{one.published_rate:,.0f}",
             *(f"{value:.2f}" for value in (one.archived_p50, one.archived_p99, one.rated_p50, one.rated_p99)),
             f"{one.backlog_growth:,.0f}/s",

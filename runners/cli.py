@@ -178,17 +178,12 @@ def catalog_publish(
     rate card; versions that events were rated by never change.
     """
     prices = _catalog(folder)
-    from meterline.runners.jobs import InputError
     from meterline.schemas.event import EARLIEST_TIME
     from meterline.transforms import catalogs
     from meterline.transforms import clickhouse as database
 
     database.ready(clickhouse)
-    if edited := catalogs.edited_versions(clickhouse, prices):
-        raise InputError(
-            f"{', '.join(edited)} is not as in the catalog that was published last. A version never changes once it is "
-            "used: give it back its prices, and put the new ones into a version of their own"
-        )
+    catalogs.check(clickhouse, prices)
     since = EARLIEST_TIME + timedelta(microseconds=catalogs.publish(clickhouse, prices))
     if as_json:
         print_json({"digest": prices.digest, "in_force_from": since})
@@ -683,6 +678,7 @@ def _told(error: Exception) -> int:
     from meterline.runners.explain import NotFound
     from meterline.runners.jobs import InputError
     from meterline.runners.pubsub import PubSubError, UnknownName
+    from meterline.transforms.catalogs import ChangedCatalogError
     from meterline.transforms.clickhouse import DatabaseError
     from meterline.transforms.rules.periods import PeriodError
 
@@ -690,7 +686,7 @@ def _told(error: Exception) -> int:
     code = 1
     if isinstance(error, (FlinkError, DataflowError)):
         code = error.code
-    elif isinstance(error, (InputError, PeriodError, NotFound, UnknownName, OSError)):
+    elif isinstance(error, (InputError, ChangedCatalogError, PeriodError, NotFound, UnknownName, OSError)):
         code = 2
     elif isinstance(error, (DatabaseError, PubSubError)):
         code = 3

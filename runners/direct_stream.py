@@ -31,7 +31,7 @@ from meterline.pipelines import rate_usage
 from meterline.runners import jobs, pubsub
 from meterline.schemas.catalog import Catalog
 from meterline.schemas.event import EARLIEST_TIME, microseconds
-from meterline.transforms import clickhouse
+from meterline.transforms import catalogs, clickhouse
 from meterline.transforms.lease import held
 from meterline.transforms.messages import BlocksOfMessages, Message
 from meterline.transforms.read import Read
@@ -88,6 +88,8 @@ def rate_subscription(
     total = jobs.report_of("", {}, (subscription,), datetime.now(UTC), 0.0)
     batches = 0
     with held(url, "rate_usage"), pubsub.told(subscription), pubsub.subscriber() as client:
+        since = catalogs.publish(url, catalog, delay_seconds=0)
+        published = catalogs.PublishedCatalogs(url, catalog.digest, since)
         while not stop.is_set() and batches != max_batches:
             with tempfile.TemporaryDirectory(prefix="meterline-") as folder:
                 taken = _Taken(client, subscription, Path(folder), stop)
@@ -97,7 +99,7 @@ def rate_subscription(
                         if until_empty:
                             break
                         continue
-                    report = _rate(taken, catalog, url, horizon)
+                    report = _rate(taken, published, url, horizon)
                     taken.acknowledge()
             batches += 1
             total = _sum(total, report, time.monotonic() - started)
@@ -106,12 +108,13 @@ def rate_subscription(
     return total
 
 
-def _rate(taken: _Taken, catalog: Catalog, url: str, horizon: timedelta) -> jobs.RateReport:
+def _rate(taken: _Taken, published: catalogs.PublishedCatalogs, url: str, horizon: timedelta) -> jobs.RateReport:
     now = EARLIEST_TIME + timedelta(microseconds=taken.latest)
-    has_archive = clickhouse.query(url, "SELECT 1 FROM usage_events LIMIT 1").num_rows > 0
     source = _ReadSpools([str(path) for path in taken.spools], taken.subscription)
-    options = rate_usage.Options((), catalog, url, microseconds(now), horizon, has_archive=has_archive, source=source)
-    report = jobs.rate_batch(options, catalog, (taken.subscription,), now)
+    options = rate_usage.Options(
+        (), published, url, microseconds(now), horizon, has_archive=jobs.has_archive(url), source=source
+    )
+    report = jobs.rate_batch(options, published.as_of(taken.latest), (taken.subscription,), now)
     # The runner froze what it found, which is never looked through again; a process that goes on for ever must do so.
     gc.unfreeze()
     gc.collect()

@@ -6,6 +6,7 @@ import glob
 import importlib.metadata
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 from meterline.pipelines import invoice_accounts, rate_usage
 from meterline.schemas.arrow import MICROSECONDS
 from meterline.schemas.catalog import Catalog
-from meterline.schemas.event import microseconds
+from meterline.schemas.event import EARLIEST_TIME, microseconds
 from meterline.schemas.records import RatingKey
 from meterline.transforms import clickhouse
 from meterline.transforms.archive import Span
@@ -132,10 +133,27 @@ def rate_files(
     """
     paths, size = find_files(patterns)
     clickhouse.ready(url)
-    has_archive = clickhouse.query(url, "SELECT 1 FROM usage_events LIMIT 1").num_rows > 0
-    options = rate_usage.Options(paths, catalog, url, microseconds(now), horizon, has_archive=has_archive)
-    with held(url, "rate_usage", holder=options.run_id), _display(console, size):
+    with held(url, "rate_usage") as lease, _display(console, size):
+        options = rate_usage.Options(
+            paths, catalog, url, microseconds(now), horizon, has_archive=has_archive(url), run_id=lease.holder
+        )
         return rate_batch(options, catalog, recorded_as or paths, now)
+
+
+def has_archive(url: str) -> bool:
+    """Whether earlier runs archived something; the caller holds the lease, or an earlier run may still do so."""
+    return clickhouse.query(url, "SELECT 1 FROM usage_events LIMIT 1").num_rows > 0
+
+
+_START = """
+SELECT toUnixTimestamp64Milli(greatest(now64(3), (SELECT max(started_at) FROM runs) + INTERVAL 1 MILLISECOND)) AS start
+"""
+
+
+def next_start(url: str) -> datetime:
+    """When a run begins that begins now: by the database's clock, and after all others, as the last one may write."""
+    milliseconds = clickhouse.query(url, _START)["start"][0].as_py()
+    return EARLIEST_TIME + timedelta(milliseconds=milliseconds)
 
 
 def rate_batch(
@@ -144,13 +162,15 @@ def rate_batch(
     """Run the job over input that has an end, in this process, and log it; the caller holds the lease."""
     from meterline.runners import direct
 
-    started = datetime.now(UTC)
+    started, began = next_start(options.clickhouse), time.monotonic()
     begun = report_of(options.run_id, {}, recorded_as, now, 0)
     clickhouse.insert(options.clickhouse, "runs", run_row(begun, started, NOT_FINISHED, catalog))
     counters = direct.run(lambda pipeline: rate_usage.build(pipeline, options))
-    finished = datetime.now(UTC)
-    report = report_of(options.run_id, counters, recorded_as, now, (finished - started).total_seconds())
-    clickhouse.insert(options.clickhouse, "runs", run_row(report, started, finished, catalog))
+    seconds = time.monotonic() - began
+    report = report_of(options.run_id, counters, recorded_as, now, seconds)
+    clickhouse.insert(
+        options.clickhouse, "runs", run_row(report, started, started + timedelta(seconds=seconds), catalog)
+    )
     return report
 
 

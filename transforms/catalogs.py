@@ -17,8 +17,11 @@ from meterline.schemas.arrow import MICROSECONDS
 from meterline.schemas.catalog import Catalog, Meter
 from meterline.transforms import clickhouse
 
-# From its publication until a catalog is in force; workers' and database's clocks may differ by less.
+# From its publication until a catalog is in force.
 DELAY_SECONDS = 15
+# How long storing one may take: a worker that looked when it was under way looks again before it is in force.
+_STORING_SECONDS = 5
+_TRIES = 5
 
 _NOW = "SELECT toUnixTimestamp64Micro(now64(6)) AS now"
 _KNOWN = """
@@ -31,36 +34,78 @@ ORDER BY in_force_from, digest
 
 
 def publish(url: str, catalog: Catalog, delay_seconds: int = DELAY_SECONDS) -> int:
-    """Store a catalog; when it comes into force, in microseconds since 1970 by the database's clock."""
-    since = clickhouse.query(url, _NOW)["now"][0].as_py() + delay_seconds * 1_000_000
-    row = {
-        "digest": [catalog.digest],
-        "in_force_from": pa.array([since], pa.int64()).cast(MICROSECONDS),
-        "content": [catalog.model_dump_json()],
-    }
-    clickhouse.insert(url, "catalogs", pa.table(row))
-    return since
+    """Store a catalog; when it comes into force, in microseconds since 1970 by the database's clock.
+
+    Args:
+      delay_seconds: From now until then: 0 where no stream runs.
+
+    Raises:
+      DatabaseError: storing it took too long for streams that run to have seen it in time. Those that did not see it
+        then rate by an older one for some seconds, so it was stored again; the last time counts.
+    """
+    for _ in range(_TRIES):
+        began = clickhouse.query(url, _NOW)["now"][0].as_py()
+        since = began + delay_seconds * 1_000_000
+        row = {
+            "digest": [catalog.digest],
+            "in_force_from": pa.array([since], pa.int64()).cast(MICROSECONDS),
+            "content": [catalog.model_dump_json()],
+        }
+        clickhouse.insert(url, "catalogs", pa.table(row))
+        if not delay_seconds or clickhouse.query(url, _NOW)["now"][0].as_py() < began + _STORING_SECONDS * 1_000_000:
+            return since
+    raise clickhouse.DatabaseError(
+        f"storing a catalog at {clickhouse.redacted(url)} takes more than {_STORING_SECONDS} s, so that workers may "
+        "see it too late: look what keeps ClickHouse busy, and publish it again"
+    )
 
 
-_LAST = "SELECT content FROM catalogs FINAL ORDER BY in_force_from DESC, digest LIMIT 1"
+_LAST = "SELECT digest, content FROM catalogs FINAL ORDER BY in_force_from DESC, digest LIMIT 1"
 
 
-def edited_versions(url: str, catalog: Catalog) -> list[str]:
-    """Versions of rate cards that the catalog published last has with other prices, or from another instant on."""
+class ChangedCatalogError(ValueError):
+    """A catalog changes what may not change once it was in force."""
+
+
+def last_digest(url: str) -> str:
+    """Of the catalog that was published last; empty where none was."""
+    found = clickhouse.query(url, _LAST)["digest"].to_pylist()
+    return found[0] if found else ""
+
+
+def check(url: str, catalog: Catalog) -> None:
+    """Refuse a catalog that changes what the one published last says of versions and meters that it has.
+
+    Raises:
+      ChangedCatalogError: a version of a rate card has other prices, or a meter adds its usage up otherwise.
+    """
     last = clickhouse.query(url, _LAST)["content"].to_pylist()
     if not last:
-        return []
-    before = {
-        (card.id, version.version): (card.currency, version)
-        for card in Catalog.model_validate_json(last[0]).rate_cards
-        for version in card.versions
-    }
-    return [
-        f"version {version.version!r} of rate card {card.id!r}"
+        return
+    before = Catalog.model_validate_json(last[0])
+    prices = {(card.id, one.version): (card.currency, one) for card in before.rate_cards for one in card.versions}
+    edited = [
+        f"version {one.version!r} of rate card {card.id!r}"
         for card in catalog.rate_cards
-        for version in card.versions
-        if before.get((card.id, version.version), (card.currency, version)) != (card.currency, version)
+        for one in card.versions
+        if prices.get((card.id, one.version), (card.currency, one)) != (card.currency, one)
     ]
+    if edited:
+        raise ChangedCatalogError(
+            f"{', '.join(edited)} is not as in the catalog that was published last. A version never changes once it is "
+            "used: give it back its prices, and put the new ones into a version of their own"
+        )
+    meters = {meter.id: (meter.aggregation, meter.value, meter.unit) for meter in before.meters}
+    changed = [
+        f"meter {meter.id!r}"
+        for meter in catalog.meters
+        if meters.get(meter.id, (mine := (meter.aggregation, meter.value, meter.unit))) != mine
+    ]
+    if changed:
+        raise ChangedCatalogError(
+            f"{', '.join(changed)} has another aggregation, value or unit than in the catalog that was published last: "
+            "usage of one billing period would be added up in two ways. Give it back what it had, and add a meter"
+        )
 
 
 @dataclass(frozen=True)
@@ -145,4 +190,4 @@ class _State:
                     "more: start the stream anew"
                 )
             self._in_force = sorted(found.items(), key=lambda one: -one[0])
-            self._until = now + DELAY_SECONDS * 1_000_000
+            self._until = now + (DELAY_SECONDS - _STORING_SECONDS) * 1_000_000

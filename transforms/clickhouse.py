@@ -272,7 +272,7 @@ def insert(url: str, table: str, rows: pa.Table) -> None:
         return
     client = connect(url)
     for attempt in range(_TRIES):
-        for check in _CHECKS:
+        for check in tuple(_CHECKS):  # Other threads have theirs.
             check()
         try:
             if url.startswith("chdb:"):

@@ -41,12 +41,14 @@ class Lease:
       name: Of the job.
       seconds: How long a claim lasts without renewal.
       holder: Id of the run. Its processes share the claim.
+      outlives: Whether the claim stays when this process is done, for others of the run.
     """
 
     url: str
     name: str
     seconds: float = SECONDS
     holder: str = field(default_factory=lambda: uuid.uuid4().hex)
+    outlives: bool = False
     _until: float = 0.0
 
     def acquire(self) -> None:
@@ -107,7 +109,7 @@ class Lease:
 
 
 @contextmanager
-def held(url: str, name: str, seconds: float = SECONDS, holder: str = "") -> Iterator[None]:
+def held(url: str, name: str, seconds: float = SECONDS, holder: str = "") -> Iterator[Lease]:
     """Hold a database's lease, renewing it three times in its life; every insert in between checks it.
 
     Args:
@@ -116,10 +118,10 @@ def held(url: str, name: str, seconds: float = SECONDS, holder: str = "") -> Ite
     Raises:
       LeaseError: another job holds it.
     """
-    if url.startswith("chdb:"):
-        yield
-        return
     lease = Lease(url, name, seconds, holder or uuid.uuid4().hex)
+    if url.startswith("chdb:"):
+        yield lease
+        return
     lease.acquire()
     _await_inserts(url)
     over = threading.Event()
@@ -135,11 +137,12 @@ def held(url: str, name: str, seconds: float = SECONDS, holder: str = "") -> Ite
     renewing.start()
     with clickhouse.guarded_by(lease.check):
         try:
-            yield
+            yield lease
         finally:
             over.set()
             renewing.join()
-            lease.release()
+            if not lease.outlives:
+                lease.release()
 
 
 _INSERTING = """
@@ -206,12 +209,20 @@ class _Guarding:
         with self._lock:
             if time.monotonic() < self._next:
                 return
+            self._refuse_unless_last()  # Before it claims, which would keep the run that may write from writing.
             if not self._guard.url.startswith("chdb:"):
                 self._lease.acquire()
-            last = clickhouse.query(self._guard.url, _LAST)["run_id"].to_pylist()
-            if last != [self._guard.run_id]:
-                raise LeaseError(
-                    f"run {self._guard.run_id} must not go on from its state: run {last[0] if last else '(none)'} has "
-                    "begun since, and what it stored is not in that state. Start the stream without state"
-                )
+                try:
+                    self._refuse_unless_last()
+                except LeaseError:
+                    self._lease.release()
+                    raise
             self._next = time.monotonic() + SECONDS / 3
+
+    def _refuse_unless_last(self) -> None:
+        last = clickhouse.query(self._guard.url, _LAST)["run_id"].to_pylist()
+        if last != [self._guard.run_id]:
+            raise LeaseError(
+                f"run {self._guard.run_id} must not go on from its state: run {last[0] if last else '(none)'} has "
+                "begun since, and what it stored is not in that state. Start the stream without state"
+            )

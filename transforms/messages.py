@@ -45,6 +45,8 @@ from meterline.transforms.read import BLOCK_BYTES, DAMAGES, Read, array_elements
 
 MAX_TEXT_BYTES = 64 << 20
 MAX_RECORDS = 48_000
+# Of one message: a few compressed bytes must not become millions of rejects.
+MAX_RECORDS_OF_ONE = 100_000
 _BLANK = b" \t\r\n"
 _LINES = {"application/x-ndjson", "application/ndjson", "application/jsonl", "application/x-jsonlines"}
 
@@ -176,9 +178,18 @@ def records_of(data: bytes, attributes: Mapping[str, str]) -> Records:
     """The records of a message, each the JSON text of what shall be one event.
 
     Raises:
-      EventError: the message cannot be taken apart: `unreadable`, `too_large` (above 64 MiB when unpacked),
-        `malformed` or `bad_attribute`.
+      EventError: the message cannot be taken apart: `unreadable`, `too_large` (above 64 MiB when unpacked, or more than
+        100,000 records), `malformed` or `bad_attribute`.
     """
+    records = _records_of(data, attributes)
+    if len(records) > MAX_RECORDS_OF_ONE:
+        raise EventError(
+            Reason.TOO_LARGE, f"the message has {len(records):,} records, expected {MAX_RECORDS_OF_ONE:,} at most"
+        )
+    return records
+
+
+def _records_of(data: bytes, attributes: Mapping[str, str]) -> Records:
     named = {name.lower(): value for name, value in attributes.items()}
     if len(named) != len(attributes):
         raise EventError(Reason.BAD_ATTRIBUTE, f"attributes differ in case alone: {', '.join(sorted(attributes))}")

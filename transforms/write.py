@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,7 +42,7 @@ class WriteRows(beam.PTransform):
     Args:
       url: Of the database.
       to_arrow: By the name of a table, from the elements of a batch to its rows; tables are written in this order.
-      guard: Is asked first, and raises when nothing may be written any more.
+      guard: Is asked before each attempt to insert, and raises when nothing may be written any more.
       is_live: Whether elements are received as they happen; then the delay until they are stored is counted.
     """
 
@@ -82,14 +83,14 @@ class _InsertFn(beam.DoFn):
 
     def _flush(self) -> None:
         if self._held:
-            if self._guard:
-                self._guard.check()
-            for table, to_arrow in self._to_arrow.items():
-                rows = to_arrow(self._held)
-                began = time.monotonic()
-                clickhouse.insert(self._url, table, rows)
-                if rows.num_rows:
-                    _count(table, rows, time.monotonic() - began, self._is_live)
+            # Before each attempt: one that hung may come back when another run has begun.
+            with clickhouse.guarded_by(self._guard.check) if self._guard else nullcontext():
+                for table, to_arrow in self._to_arrow.items():
+                    rows = to_arrow(self._held)
+                    began = time.monotonic()
+                    clickhouse.insert(self._url, table, rows)
+                    if rows.num_rows:
+                        _count(table, rows, time.monotonic() - began, self._is_live)
         self.start_bundle()
 
 

@@ -195,6 +195,12 @@ def pipeline(chosen: PipelineOptions) -> beam.Pipeline:
         raise DataflowError(f"Google Cloud does not answer: {_said(error)}") from None
 
 
+def name(chosen: PipelineOptions) -> str:
+    """Of the job, with its project and region."""
+    cloud = chosen.view_as(GoogleCloudOptions)
+    return f"{cloud.job_name} in {cloud.project}, {cloud.region}"
+
+
 def check_name(chosen: PipelineOptions, resumes: bool) -> None:
     """Refuse a start where a job of this name is active, and an update where none runs.
 
@@ -221,7 +227,7 @@ def check_name(chosen: PipelineOptions, resumes: bool) -> None:
         raise DataflowError(_refused(cloud, error)) from None
     running = [job for job in there if job.current_state == dataflow.JobState.JOB_STATE_RUNNING]
     told = ", ".join(f"{job.id} is {_state(job)}" for job in there) or "there is none"
-    where = f"{cloud.job_name} in {cloud.project}, {cloud.region}"
+    where = name(chosen)
     if resumes and (len(running) != 1 or len(there) != 1):
         raise DataflowError(
             f"--update takes the place of a job that runs: of {where} {told}. After a drain start without --update: "
@@ -247,7 +253,7 @@ def submit(empty: beam.Pipeline, build: Callable[[beam.Pipeline], None]) -> Subm
     """
     cloud = empty.options.view_as(GoogleCloudOptions)
     build(empty)
-    name, region, project = cloud.job_name, cloud.region, cloud.project
+    region, project = cloud.region, cloud.project
     try:
         result: Any = empty.run()
     except apiclient.DataflowJobAlreadyExistsError as error:
@@ -257,7 +263,9 @@ def submit(empty: beam.Pipeline, build: Callable[[beam.Pipeline], None]) -> Subm
     if not result.has_job:
         return None
     job = result.job_id()
-    return Submitted(job, name, f"https://console.cloud.google.com/dataflow/jobs/{region}/{job}?project={project}")
+    return Submitted(
+        job, cloud.job_name, f"https://console.cloud.google.com/dataflow/jobs/{region}/{job}?project={project}"
+    )
 
 
 def _refused(cloud: GoogleCloudOptions, error: Exception) -> str:

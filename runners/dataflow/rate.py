@@ -77,8 +77,11 @@ def start(
     source = messages(subscription)
     empty = jobs.pipeline(chosen)
     jobs.check_name(chosen, resumes)
-    with stream.begun(subscription, catalog, url, resumes=resumes, horizon=horizon, shards=shards) as begun:
+    name = jobs.name(chosen)
+    state_of = name.__eq__ if resumes else None  # One job of a name runs, and `check_name` found it.
+    with stream.begun(subscription, catalog, url, state_of=state_of, horizon=horizon, shards=shards) as begun:
         job = jobs.submit(empty, lambda pipeline: begun.build(pipeline, source))
+        begun.taken(name)
         what = "takes over the state of the one that runs" if resumes else "starts without state"
         if job:
             say(f"job {job.name} ({job.id}) {what}, as run {begun.run_id}: {job.url}")

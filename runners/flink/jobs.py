@@ -196,6 +196,17 @@ def check_free(target: Target, name: str) -> None:
         )
 
 
+def is_state_of(path: str, job_id: str) -> bool:
+    """Whether a savepoint, or a retained checkpoint, is a job's, by where Flink lays them: `…/savepoint-` and the first
+    six digits of the job's id, `…/` and the whole id and `/chk-` and a number."""
+    *_, folder, name = ("", *path.rstrip("/").split("/"))
+    if name == "_metadata":
+        return is_state_of(path.rstrip("/").removesuffix("/_metadata"), job_id)
+    if name.startswith("savepoint-"):
+        return name.startswith(f"savepoint-{job_id[:6]}-")
+    return folder == job_id and re.fullmatch(r"chk-\d+", name) is not None
+
+
 def submit(
     build: Callable[[beam.Pipeline], None], target: Target, chosen: PipelineOptions, seconds: float = 120
 ) -> Submitted:

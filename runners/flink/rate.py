@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 
 from meterline.runners import stream
 from meterline.runners.flink import jobs
@@ -61,10 +62,11 @@ def rate_on_flink(
     )
     source = ReadPubSub(subscription, target.expansion_service)
     jobs.check_free(target, name)  # Before a run begins, which would end that of the other job.
-    resumes = settings.resume is not None
-    with stream.begun(subscription, catalog, url, resumes=resumes, horizon=horizon, shards=settings.shards) as begun:
+    state_of = partial(jobs.is_state_of, settings.resume) if settings.resume else None
+    with stream.begun(subscription, catalog, url, state_of=state_of, horizon=horizon, shards=settings.shards) as begun:
         job = jobs.submit(lambda pipeline: begun.build(pipeline, source), target, options)
-        what = f"goes on from {settings.resume}" if resumes else "starts without state"
+        begun.taken(job.id)
+        what = f"goes on from {settings.resume}" if settings.resume else "starts without state"
         say(f"job {job.name} ({job.id}) {what}, as run {begun.run_id}")
         if not settings.detach:
             state = jobs.watch(job, say)

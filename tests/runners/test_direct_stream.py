@@ -23,8 +23,9 @@ from meterline.runners.direct_stream import BatchSize, rate_subscription
 from meterline.runners.flink import home
 from meterline.runners.jobs import RateReport
 from meterline.runners.publish import Producer, usage_event
+from meterline.schemas.catalog import Catalog
 from meterline.schemas.catalog_files import load_catalog
-from meterline.transforms import clickhouse
+from meterline.transforms import catalogs, clickhouse
 from tests.command import Command
 from tests.conftest import empty_tables
 from tests.runners.conftest import Names
@@ -98,6 +99,28 @@ def test_batches_give_the_line_items_of_one_run(meterline: Command, topic: Names
     assert pulled(topic.subscription) == [], "all is acknowledged"
     assert found == items_of_a_file(meterline, tmp_path, twice)
     assert found
+
+
+def test_a_catalog_that_is_published_is_in_force_without_a_restart(
+    meterline: Command, topic: Names, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    catalog = load_catalog(CATALOG)
+    meter = catalog.meters[0].model_copy(update={"id": "another"})
+    parts = {name: getattr(catalog, name) for name in Catalog.model_fields}
+    newer = Catalog(**parts | {"meters": (*catalog.meters, meter)})
+    publish(topic.topic, EVENTS[:6])
+
+    def on_batch(report: RateReport) -> None:
+        if report.records == 6:
+            catalogs.publish(meterline.url, newer, delay_seconds=0)
+            publish(topic.topic, EVENTS[6:8])
+
+    monkeypatch.setattr(catalogs, "DELAY_SECONDS", catalogs._STORING_SECONDS)  # Look at each batch.
+    rate(topic, meterline.url, on_batch=on_batch)
+    used = clickhouse.query(meterline.url, "SELECT catalog_digest FROM runs FINAL ORDER BY started_at").to_pylist()
+    assert [one["catalog_digest"] for one in used] == [catalog.digest, newer.digest]
+    sql = "SELECT sum(event_count) AS n FROM line_items FINAL WHERE meter_id = 'another'"
+    assert clickhouse.query(meterline.url, sql)["n"][0].as_py() == 2
 
 
 def test_time_is_judged_by_the_time_of_publishing(meterline: Command, topic: Names) -> None:

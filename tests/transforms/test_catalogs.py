@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -57,6 +58,43 @@ def test_workers_that_looked_at_different_times_say_the_same(database: str, pric
     late = catalogs._State(handle)
     for received in (0, since - DELAY_SECONDS * SECOND, since - 1, since, since + 60 * SECOND):
         assert early.as_of(received).digest == late.as_of(received).digest
+
+
+def test_a_worker_that_looks_while_a_catalog_is_stored_sees_it_in_time(
+    database: str, prices: Catalog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handle = begun(database, prices)
+    insert, worker = clickhouse.insert, catalogs._State(handle)
+
+    def looked_at(url: str, table: str, rows: Any) -> None:
+        worker.look()
+        insert(url, table, rows)
+
+    monkeypatch.setattr(clickhouse, "insert", looked_at)
+    newer = with_another_meter(prices)
+    assert worker.as_of(catalogs.publish(database, newer)).digest == newer.digest
+
+
+def test_a_catalog_that_takes_too_long_to_store_is_told(
+    database: str, prices: Catalog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun(database, prices)
+    monkeypatch.setattr(catalogs, "_STORING_SECONDS", 0)
+    with pytest.raises(clickhouse.DatabaseError, match="publish it again"):
+        catalogs.publish(database, with_another_meter(prices))
+
+
+@pytest.mark.parametrize("changed", [{"aggregation": "max"}, {"value": "output_tokens"}, {"unit": "kilotoken"}])
+def test_a_meter_adds_up_as_it_did(database: str, prices: Catalog, changed: dict[str, str]) -> None:
+    begun(database, prices)
+    meter = next(one for one in prices.meters if one.value == "input_tokens")
+    meters = tuple(one.model_copy(update=changed) if one is meter else one for one in prices.meters)
+    parts = {name: getattr(prices, name) for name in Catalog.model_fields}
+    with pytest.raises(
+        catalogs.ChangedCatalogError, match=f"meter '{meter.id}' has another aggregation, value or unit"
+    ):
+        catalogs.check(database, Catalog(**parts | {"meters": meters}))
+    catalogs.check(database, with_another_meter(prices))
 
 
 def test_a_stream_that_begins_later_begins_with_its_own_catalog(database: str, prices: Catalog) -> None:

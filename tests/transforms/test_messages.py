@@ -144,6 +144,14 @@ def test_a_message_that_unpacks_to_too_much_is_not_unpacked(monkeypatch: pytest.
     assert caught.value.reason is Reason.TOO_LARGE
 
 
+def test_a_small_message_does_not_become_millions_of_rejects() -> None:
+    lines = b"1\n" * module.MAX_RECORDS_OF_ONE
+    assert len(records_of(gzip.compress(lines), {})) == module.MAX_RECORDS_OF_ONE
+    with pytest.raises(EventError, match="the message has 100,001 records, expected 100,000 at most") as caught:
+        records_of(gzip.compress(lines + b"1\n"), {})
+    assert caught.value.reason is Reason.TOO_LARGE
+
+
 # --- bundles ------------------------------------------------------------------------------------
 
 

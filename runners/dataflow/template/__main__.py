@@ -26,6 +26,7 @@ from meterline.runners.dataflow.rate import start
 from meterline.runners.jobs import InputError
 from meterline.schemas.catalog import Catalog
 from meterline.schemas.catalog_files import CatalogError, load_catalog
+from meterline.transforms.catalogs import ChangedCatalogError
 from meterline.transforms.clickhouse import DatabaseError
 
 _SECRET = r"projects/[^/]+/secrets/[^/]+/versions/[^/]+"
@@ -110,7 +111,7 @@ def main(words: Sequence[str]) -> int:
     """The same with the exit codes of `meterline`: the launcher's log shows the sentence."""
     try:
         run(words)
-    except (DataflowError, InputError, CatalogError, DatabaseError) as error:
+    except (DataflowError, InputError, CatalogError, ChangedCatalogError, DatabaseError) as error:
         print(f"error: {error}", file=sys.stderr)
         return error.code if isinstance(error, DataflowError) else 3 if isinstance(error, DatabaseError) else 2
     return 0
