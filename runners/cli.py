@@ -42,7 +42,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
 )
-catalog_app = typer.Typer(help="Check price catalogs.", no_args_is_help=True)
+catalog_app = typer.Typer(help="Check price catalogs, and publish them to streams.", no_args_is_help=True)
 rejects_app = typer.Typer(help="List, count and export what was rejected.", no_args_is_help=True)
 app.add_typer(catalog_app, name="catalog")
 app.add_typer(rejects_app, name="rejects")
@@ -182,13 +182,19 @@ def catalog_publish(
     from meterline.transforms import catalogs
     from meterline.transforms import clickhouse as database
 
+    database.check_exists(clickhouse)
     database.ready(clickhouse)
     catalogs.check(clickhouse, prices)
     since = EARLIEST_TIME + timedelta(microseconds=catalogs.publish(clickhouse, prices))
     if as_json:
         print_json({"digest": prices.digest, "in_force_from": since})
         return
-    out.print(f"catalog {prices.digest[:12]} is in force from {since:%Y-%m-%d %H:%M:%S} UTC on", highlight=False)
+    out.print(
+        f"catalog {prices.digest[:12]} is in force from {since:%Y-%m-%d %H:%M:%S} UTC on, in "
+        f"{database.redacted(clickhouse)}",
+        highlight=False,
+        soft_wrap=True,
+    )
 
 
 @catalog_app.command("schema")
@@ -197,8 +203,34 @@ def catalog_schema() -> None:
     print_json(catalog_json_schema())
 
 
+_FILES, _ARCHIVE = "--input", "--from-archive"
+_HERE, _FLINK, _DATAFLOW = (f"--subscription --on {engine}" for engine in Engine)
+# What each option of `rate` is for; the others are for all.
+_IS_FOR = {
+    **dict.fromkeys(("on",), (_HERE, _FLINK, _DATAFLOW)),
+    **dict.fromkeys(("max_age_days",), (_FILES, _HERE, _FLINK, _DATAFLOW)),
+    **dict.fromkeys(("now",), (_FILES,)),
+    **dict.fromkeys(("fail_on_rejects",), (_FILES, _HERE)),
+    **dict.fromkeys(("until_empty", "max_batches"), (_HERE,)),
+    **dict.fromkeys(("job_name",), (_FLINK, _DATAFLOW)),
+    **dict.fromkeys(("resume", "parallelism", "checkpoint_seconds", "detach", "flink_folder"), (_FLINK,)),
+    **dict.fromkeys(("rest_url", "job_endpoint", "expansion_service", "worker_pool"), (_FLINK,)),
+    **dict.fromkeys(("project", "region", "staging_location", "temp_location", "update"), (_DATAFLOW,)),
+    **dict.fromkeys(("worker_image", "worker_package", "dataflow_option"), (_DATAFLOW,)),
+}
+
+
+def _refuse_what_is_not_for(what: str, context: typer.Context) -> None:
+    """An option that would mean nothing is a mistake."""
+    for name, for_what in _IS_FOR.items():
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE" and what not in for_what:
+            raise typer.BadParameter(f"--{name.replace('_', '-')} is for {' and for '.join(for_what)}, not for {what}")
+
+
 @app.command()
 def rate(
+    context: typer.Context,
     inputs: Annotated[
         list[str] | None,
         typer.Option(
@@ -324,13 +356,10 @@ def rate(
             "give one of --input FILES, --subscription projects/P/subscriptions/S, or --from-archive with --period, "
             "like 2026-10"
         )
-    dataflows = project or region or staging_location or temp_location or update or worker_image
-    if (dataflows or worker_package or dataflow_option) and not (subscription and on is Engine.dataflow):
-        raise typer.BadParameter("that is for --subscription --on dataflow")
+    what = f"--subscription --on {on}" if subscription else _ARCHIVE if from_archive else _FILES
+    _refuse_what_is_not_for(what, context)
     prices = _catalog(catalog)
     if subscription and on is Engine.dataflow:
-        if resume or detach or rest_url or job_endpoint or expansion_service or worker_pool:
-            raise typer.BadParameter("that is for --subscription --on flink")
         place = Place(project, region, staging_location, temp_location)
         from meterline.runners.dataflow.rate import Settings as DataflowSettings
 
@@ -372,8 +401,6 @@ def rate(
         if as_json:
             print_json(job)
         return
-    if resume or detach or job_name or rest_url or job_endpoint or expansion_service or worker_pool:
-        raise typer.BadParameter("that is for --subscription --on flink")
     received = instant(now)
     from meterline.runners import tables
     from meterline.runners.jobs import rate_files, rerate_archive
@@ -657,16 +684,18 @@ def main() -> None:
     # What goes wrong in a stage is told once, below; Beam would print it with its own traceback.
     logging.getLogger("apache_beam").setLevel(logging.CRITICAL)
     logging.getLogger().setLevel(logging.CRITICAL)
+    logging.getLogger("urllib3").setLevel(logging.CRITICAL)
     try:
         app()
+    except SystemExit as ended:
+        if ended.code == 130:  # Typer makes that of Ctrl-C, without a word.
+            err.print("interrupted; running the same command again completes it")
+        raise
     except CatalogError as error:
         for problem in error.problems:
             err.print(str(problem), markup=False, highlight=False, soft_wrap=True)
         err.print("[red]error:[/] the catalog has mistakes; `meterline catalog check DIR` lists them again")
         sys.exit(2)
-    except KeyboardInterrupt:
-        err.print("interrupted; running the same command again completes it")
-        sys.exit(130)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)

@@ -148,6 +148,9 @@ def create_subscription(subscription: str, topic: str, *, temporary: bool = Fals
 
     Args:
       temporary: Whether it goes by itself a day after it was last used, and keeps messages for ten minutes only.
+
+    Raises:
+      UnknownName: it is there, and belongs to another topic.
     """
     request = {
         "name": checked(subscription, "subscriptions"),
@@ -161,6 +164,11 @@ def create_subscription(subscription: str, topic: str, *, temporary: bool = Fals
         try:
             client.create_subscription(request=request, timeout=_SECONDS, retry=None)
         except google.AlreadyExists:
+            there = client.get_subscription(subscription=subscription, timeout=_SECONDS, retry=None)
+            if there.topic != topic:
+                raise UnknownName(
+                    f"{subscription} is a subscription on {there.topic}, not on {topic}: choose another name"
+                ) from None
             return False
         return True
 

@@ -130,6 +130,8 @@ def register(app: typer.Typer, out: Console, err: Console) -> None:
         """Create a topic, and subscriptions on it; what is there already stays."""
         from meterline.runners import pubsub
 
+        for name in subscription or ():
+            pubsub.checked(name, "subscriptions")  # All names, before anything is created.
         _created(topic, pubsub.create_topic(topic), out)
         for name in subscription or ():
             _created(name, pubsub.create_subscription(name, topic), out)
@@ -194,13 +196,21 @@ def _show(events: Iterator[Seen | None], limit: int | None, as_json: bool, out: 
                 count += 1
                 shown.append(one)
                 if as_json:
-                    print(one.record.replace(b"\n", b" ").decode("utf-8", "backslashreplace"), flush=True)
+                    print(_json_line(one), flush=True)
                 elif live is None:
                     out.print(_line(one), soft_wrap=True)
             if live is not None:
                 live.update(_events(shown, count, time.monotonic() - started), refresh=True)
             if count == limit:
                 return
+
+
+def _json_line(one: Seen) -> str:
+    """The event as it came; what is none as a string beside what is wrong with it."""
+    record = one.record.decode("utf-8", "backslashreplace")
+    if one.event is None:
+        return json.dumps({"problem": one.problem, "record": record})
+    return record.replace("\n", " ")
 
 
 def _events(shown: deque[Seen], count: int, seconds: float) -> Group:

@@ -56,7 +56,8 @@ class Migration(NamedTuple):
 
 def redacted(url: str) -> str:
     """The URL without its password, for messages."""
-    return re.sub(r"(//[^/:@]*):[^/@]*@", r"\1:***@", url)
+    hidden = re.sub(r"//([^/:@]*):.*@", r"//\1:***@", url, flags=re.DOTALL)  # To the last @: one may be in it.
+    return re.sub(r"([?&]password=)[^&]*", r"\1***", hidden)
 
 
 @lru_cache(maxsize=4)
@@ -76,6 +77,7 @@ def _client(url: str, settings: dict[str, int | str]) -> Client:
     try:
         parts = urlsplit(url)
         path = unquote(parts.netloc + parts.path)
+        port = _port(url)
         if parts.scheme == "chdb" and path:
             check_folder(Path(path))
             return clickhouse_connect.get_client(interface="chdb", path=path, settings=dict(settings))
@@ -83,7 +85,7 @@ def _client(url: str, settings: dict[str, int | str]) -> Client:
             return clickhouse_connect.get_client(
                 interface=parts.scheme,
                 host=parts.hostname,
-                port=parts.port or (8443 if parts.scheme == "https" else 8123),
+                port=port or (8443 if parts.scheme == "https" else 8123),
                 username=unquote(parts.username or "default"),
                 password=unquote(parts.password or ""),
                 database=unquote(parts.path.strip("/")) or "default",
@@ -94,6 +96,28 @@ def _client(url: str, settings: dict[str, int | str]) -> Client:
     except (ClickHouseError, OSError, RuntimeError, ValueError) as error:
         raise DatabaseError(f"no ClickHouse answers at {redacted(url)}: {cause(error)}") from None
     raise DatabaseError(f"expected chdb://PATH or http(s)://user:password@host:8123/database, got {redacted(url)!r}")
+
+
+def _port(url: str) -> int | None:
+    """The port of a URL, if it has one."""
+    try:
+        return urlsplit(url).port if url.startswith("http") else None
+    except ValueError:
+        raise DatabaseError(
+            f"{redacted(url)} has a port that is no number up to 65535; in a user and a password write / as %2F, @ as %40"
+        ) from None
+
+
+def check_exists(url: str) -> None:
+    """For what would say of a database that is not there that all is well.
+
+    Raises:
+      DatabaseError: an embedded one has no folder yet.
+    """
+    parts = urlsplit(url)
+    folder = Path(unquote(parts.netloc + parts.path))
+    if parts.scheme == "chdb" and not folder.exists():
+        raise DatabaseError(f"there is no database at {url}: `meterline migrate --clickhouse {url}` makes one")
 
 
 def check_folder(folder: Path) -> None:
@@ -114,8 +138,8 @@ def cause(error: Exception) -> str:
     text = str(error)
     if "Cannot lock file" in text or "Error initializing EmbeddedServer: ." in text:
         return "another process has this folder open; an embedded database serves one process at a time"
-    if "refused" in text and "HTTPConnection" in text:
-        return "the connection was refused"
+    if "HTTPConnection" in text or "Connection refused" in text:
+        return "the connection was refused" if "refused" in text else "it does not answer"
     return first_line(error)
 
 
@@ -256,7 +280,9 @@ def _guarded(url: str, call: Callable[[], T]) -> T:
     try:
         return call()
     except (ClickHouseError, OSError) as error:
-        raise DatabaseError(f"ClickHouse at {redacted(url)} refused: {first_line(error)}") from None
+        if (told := cause(error)) != first_line(error):
+            raise DatabaseError(f"no ClickHouse answers at {redacted(url)}: {told}") from None
+        raise DatabaseError(f"ClickHouse at {redacted(url)} refused: {told}") from None
 
 
 # --- rows ---------------------------------------------------------------------------------------

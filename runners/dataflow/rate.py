@@ -101,4 +101,8 @@ def messages(subscription: str) -> beam.PTransform:
     try:
         return beam.io.ReadFromPubSub(subscription=subscription, with_attributes=True, id_label=None)
     except ValueError:
-        raise DataflowError(f"a subscription is projects/PROJECT/subscriptions/NAME, got {subscription!r}", 2) from None
+        raise DataflowError(
+            "a subscription is projects/PROJECT/subscriptions/NAME, with 6 to 30 small letters, digits and hyphens for "
+            f"the project and 3 characters or more for the name; got {subscription!r}",
+            2,
+        ) from None

@@ -82,6 +82,13 @@ class Flink:
 
     def __init__(self, url: str, timeout: float = 10) -> None:
         self.url, self._timeout = url.rstrip("/"), timeout
+        try:
+            parts = urllib.parse.urlsplit(url)
+            is_one = parts.scheme in ("http", "https") and parts.hostname and (parts.port or True)
+        except ValueError:
+            is_one = False
+        if not is_one or parts.username:
+            raise FlinkError("expected the URL of Flink's REST API, like http://HOST:8081, without a user", code=2)
 
     def overview(self) -> dict[str, Any]:
         return self._call("/overview")

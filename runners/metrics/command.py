@@ -17,7 +17,7 @@ import typer
 from rich.console import Console
 
 from meterline.runners.flink import cluster as clusters
-from meterline.runners.flink.rest import Flink, RestError
+from meterline.runners.flink.rest import Flink
 from meterline.runners.metrics import exposition
 from meterline.runners.metrics.exposition import Sample
 
@@ -58,8 +58,11 @@ def metrics(
 
     The alerts on them, and what to do then: docs/operations.md, «What to watch».
     """
+    from meterline.transforms.clickhouse import check_exists
+
     if rest_url and flink_folder:
         raise typer.BadParameter("give one of --rest-url and --flink-folder")
+    check_exists(clickhouse)
     flink = clusters.load(flink_folder).flink if flink_folder else Flink(rest_url) if rest_url else None
     if serve is None:
         samples = list(_collected(clickhouse, flink, days))
@@ -103,18 +106,17 @@ class Collector:
 
     def _samples(self) -> list[Sample]:
         from meterline.runners.metrics import sources
-        from meterline.transforms.clickhouse import DatabaseError
 
-        found = self._asked("clickhouse", lambda: sources.of_clickhouse(self._url, self._days), DatabaseError)
+        found = self._asked("clickhouse", lambda: sources.of_clickhouse(self._url, self._days))
         if flink := self._flink:
-            found += self._asked("flink", lambda: sources.of_flink(flink), RestError)
+            found += self._asked("flink", lambda: sources.of_flink(flink))
         return found
 
-    def _asked(self, name: str, ask: Callable[[], Iterator[Sample]], failure: type[Exception]) -> list[Sample]:
+    def _asked(self, name: str, ask: Callable[[], Iterator[Sample]]) -> list[Sample]:
         try:
             return list(ask())
-        except failure as error:
-            err.print(str(error), markup=False, highlight=False, soft_wrap=True)
+        except Exception as error:  # noqa: BLE001 — One source must not take the other's numbers with it.
+            err.print(str(error) or repr(error), markup=False, highlight=False, soft_wrap=True)
             return [Sample(f"meterline_{name}_up", 0)]
 
 
@@ -124,7 +126,7 @@ def _serve(listen: str, port: int, collector: Collector) -> None:
         server = ThreadingHTTPServer((listen, port), _handler(collector))
     except OSError as error:
         raise typer.BadParameter(
-            f"cannot listen on {listen}:{port}: {error.strerror}; choose another port, or 0"
+            f"cannot listen on {listen}:{port}: {error.strerror}; choose an address of this machine, another port, or 0"
         ) from None
 
     def end(number: int, frame: Any) -> None:

@@ -396,3 +396,41 @@ def test_usage_of_a_meter_that_the_catalog_has_no_more_keeps_its_line_items(mete
         {"meter_id": "calls", "quantity": "1", "events": 1},
         {"meter_id": "n", "quantity": "4", "events": 2},
     ]
+
+
+SUBSCRIPTION = ("--subscription", "projects/some-project/subscriptions/usage")
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        pytest.param(("--input", "x", "--on", "flink"), "--on is for", id="a file on an engine"),
+        pytest.param(("--input", "x", "--until-empty"), "--until-empty is for", id="a file that ends anyway"),
+        pytest.param((*SUBSCRIPTION, "--now", NOW), "--now is for --input, not for", id="a stream has its own times"),
+        pytest.param((*SUBSCRIPTION, "--parallelism", "2"), "--parallelism is for", id="the default, said"),
+        pytest.param((*SUBSCRIPTION, "--on", "flink", "--max-batches", "3"), "--max-batches is for", id="no batches"),
+        pytest.param((*SUBSCRIPTION, "--on", "dataflow", "--detach"), "--detach is for", id="Flink's on Dataflow"),
+    ],
+)
+def test_an_option_that_would_mean_nothing_is_a_mistake(words: tuple[str, ...], says: str, meterline: Command) -> None:
+    said = meterline("rate", *words, "--catalog", quickstart() / "catalog", "--clickhouse", meterline.url)
+    assert said.code == 2
+    assert says in " ".join(said.err.replace("│", " ").split())
+
+
+@pytest.mark.parametrize("words", [("catalog", "publish", quickstart() / "catalog"), ("metrics",)])
+def test_a_database_that_is_not_there_is_not_well(
+    words: tuple[object, ...], meterline: Command, tmp_path: Path
+) -> None:
+    said = meterline(*words, "--clickhouse", f"chdb://{tmp_path}/misspelt")
+    assert said.code == 3
+    assert "there is no database at chdb://" in said.err
+    assert not (tmp_path / "misspelt").exists()
+
+
+@pytest.mark.parametrize("url", ["nonsense", "http://user:secret@localhost:8081", "http://localhost:x", "ftp://h"])
+def test_an_odd_url_of_flink_is_a_mistake(url: str, meterline: Command) -> None:
+    said = meterline("flink", "cancel", "--rest-url", url)
+    assert said.code == 2
+    assert "expected the URL of Flink's REST API" in said.err
+    assert "secret" not in said.err

@@ -286,7 +286,7 @@ def test_a_dataflow_that_refuses_is_told(meterline: Command, cloud: Cloud, serve
             id="at least once",
         ),
         pytest.param({"dataflow_option": "create_from_snapshot=s"}, "is not in its state", id="a snapshot"),
-        pytest.param({"resume": "file:/s"}, "that is for --subscription --on flink", id="Flink's option"),
+        pytest.param({"resume": "file:/s"}, "--resume is for --subscription --on flink, not for", id="Flink's option"),
     ],
 )
 def test_what_cannot_be_is_refused_before_anything_is_asked(

@@ -21,9 +21,10 @@ import grpc
 import pytest
 from google.pubsub_v1.types import PublishRequest, PublishResponse
 
-from meterline.runners import pubsub
+from meterline.runners import pubsub, pubsub_commands
 from meterline.runners.emulator import HOST, emulator, find_jar
 from meterline.runners.publish import MAX_MESSAGE_BYTES, NotPublished, Producer, event_id, usage_event
+from meterline.runners.tail import Seen
 from meterline.schemas.event import EventError, Reason, parse_event
 from meterline.transforms.messages import records_of
 from tests.command import Command
@@ -358,6 +359,24 @@ def test_tail_shows_what_is_published_and_leaves_no_subscription(topic: Names) -
     ]
     assert subscriptions(topic.topic) == [topic.subscription]
     assert len(records(pulled(topic.subscription))) == 3, "others still get every event"
+
+
+def test_what_tail_prints_as_json_is_json() -> None:
+    now = datetime.now(UTC)
+    for record in (b"[1,2", b'{"bad":"\xff"}', b"\x1b]0;title\x07"):
+        line = pubsub_commands._json_line(Seen(now, record, None, "no event"))
+        assert json.loads(line)["problem"] == "no event"
+        assert "\x1b" not in line
+
+
+def test_a_subscription_of_another_topic_is_told(meterline: Command, topic: Names) -> None:
+    other = f"{topic.topic}-other"
+    said = meterline("pubsub", "create", "--topic", other, "--subscription", topic.subscription)
+    assert said.code == 2
+    assert f"is a subscription on {topic.topic}, not on {other}" in said.err
+    said = meterline("pubsub", "create", "--topic", f"{other}-2", "--subscription", "bad")
+    assert said.code == 2
+    assert "created" not in said.out
 
 
 def test_tail_ended_by_a_signal_leaves_no_subscription(topic: Names) -> None:

@@ -60,3 +60,20 @@ def test_a_migration_that_was_broken_off_is_applied_again(database: str) -> None
     assert clickhouse.migrate(database) == []
     after = client.command("SELECT groupArray(create_table_query) FROM system.tables WHERE database = 'default'")
     assert after == before
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://default:secret@127.0.0.1:1/default",
+        "http://default:sec/secret@127.0.0.1:1/default",
+        "http://default:secret@secret@127.0.0.1:1/default",
+        "http://:secret@127.0.0.1:1/default",
+        "http://127.0.0.1:1/default?user=default&password=secret&x=y",
+    ],
+)
+def test_no_error_says_a_password(url: str) -> None:
+    assert "secret" not in clickhouse.redacted(url)
+    with pytest.raises(clickhouse.DatabaseError) as told:
+        clickhouse.connect(url)
+    assert "secret" not in str(told.value)
