@@ -104,7 +104,7 @@ def _port(url: str) -> int | None:
         return urlsplit(url).port if url.startswith("http") else None
     except ValueError:
         raise DatabaseError(
-            f"{redacted(url)} has a port that is no number up to 65535; in a user and a password write / as %2F, @ as %40"
+            f"{redacted(url)} has a port that is no number up to 65535; in a password / is written %2F, and @ is %40"
         ) from None
 
 

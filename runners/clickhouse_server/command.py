@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import ipaddress
 import json
 import logging
 import os
 import signal
+import socket
 import sys
 import tempfile
 import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 from urllib.parse import quote, unquote, urlsplit
@@ -23,6 +26,7 @@ if TYPE_CHECKING:
 app = typer.Typer(help="An embedded ClickHouse for several processes of one machine.", no_args_is_help=True)
 
 PASSWORD = "METERLINE_SERVE_PASSWORD"
+_BROKEN_OFF = 1
 
 
 @app.callback()
@@ -93,25 +97,30 @@ def _serve(
     import chdb
 
     from meterline.runners.clickhouse_server.engine import Engine
-    from meterline.runners.clickhouse_server.server import Server
+    from meterline.runners.clickhouse_server.server import Server, StillAtWork
     from meterline.transforms import clickhouse
 
+    if ready_file:
+        _check_ready(ready_file)
     url = f"chdb://{folder}"
     try:
         clickhouse.check_folder(Path(folder))
+        if ready_file:
+            ready_file.unlink(missing_ok=True)  # Of a server that was killed: nobody may take it for this one's.
         engine = Engine(folder, readers=any(one.is_reader for one in users))
     except (OSError, RuntimeError, chdb.ChdbError) as error:
         raise clickhouse.DatabaseError(f"no ClickHouse answers at {url}: {clickhouse.cause(error)}") from None
-    clickhouse.migrate(url)
-    clickhouse.connect(url).close()
-    clickhouse.connect.cache_clear()
     try:
+        clickhouse.migrate(url)
+        clickhouse.connect(url).close()
+        clickhouse.connect.cache_clear()
         server = Server(listen, port, engine, users)
     except OSError as error:
         engine.close()
-        raise typer.BadParameter(
-            f"cannot listen on {listen}:{port}: {error.strerror}; choose another --port, or 0"
-        ) from None
+        raise typer.BadParameter(_cannot_listen(listen, port, error)) from None
+    except BaseException:
+        engine.close()
+        raise
     stop = threading.Event()
     for one in (signal.SIGTERM, signal.SIGINT):
         signal.signal(one, lambda number, frame: stop.set())
@@ -123,15 +132,41 @@ def _serve(
         "port": server.server_port,
         "pid": os.getpid(),
     }
-    if ready_file:
-        _write(ready_file, json.dumps(about) + "\n")
-    typer.echo(json.dumps(about) if as_json else f"{url} is offered at {about['url']} (Ctrl-C ends it)")
-    sys.stdout.flush()
-    while not stop.wait(0.5):
-        pass
-    server.stop(grace_seconds)
+    said = json.dumps(about) + "\n"
+    try:
+        if ready_file:
+            _write(ready_file, said)
+        typer.echo(said.rstrip() if as_json else f"{url} is offered at {about['url']} (Ctrl-C ends it)")
+        sys.stdout.flush()
+        while not stop.wait(0.5):
+            pass
+    finally:
+        with suppress(OSError):
+            if ready_file and ready_file.read_text(encoding="utf-8") == said:
+                ready_file.unlink()
+        try:
+            broken = server.stop(grace_seconds)
+        except StillAtWork as still:
+            _tell_broken(still.broken)
+            sys.stdout.flush()
+            # Nothing that was acknowledged is lost: it is as after `kill -9`. To end in order is to wait for them.
+            os._exit(_BROKEN_OFF)
+    if broken:
+        _tell_broken(broken)
+        raise typer.Exit(_BROKEN_OFF)
     if not as_json:
         typer.echo("stopped; all is stored")
+
+
+def _tell_broken(broken: int) -> None:
+    what = "1 statement was" if broken == 1 else f"{broken} statements were"
+    typer.echo(f"stopped; {what} broken off; all that was acknowledged is stored", err=True)
+
+
+def _cannot_listen(listen: str, port: int, error: OSError) -> str:
+    if error.errno in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT) or isinstance(error, socket.gaierror):
+        return f"cannot listen on {listen}: it is no address of this machine"
+    return f"cannot listen on {listen}:{port}: {error.strerror}; choose another --port, or 0"
 
 
 def _folder(url: str) -> str:
@@ -139,6 +174,8 @@ def _folder(url: str) -> str:
     folder = unquote(parts.netloc + parts.path)
     if parts.scheme != "chdb" or not folder:
         raise typer.BadParameter(f"expected chdb://FOLDER, got {url!r}: a server needs nobody to offer it")
+    if folder == ":memory:":
+        raise typer.BadParameter("expected a folder: of chdb://:memory: nothing would be kept")
     if "?" in folder or "&" in folder:
         raise typer.BadParameter(f"the embedded engine cannot use a folder with ? or & in its name: {folder!r}")
     return folder
@@ -178,6 +215,17 @@ def _check(listen: str, users: list[User]) -> None:
     names = [user.name for user in users]
     if len(set(names)) < len(names) or not all(names):
         raise typer.BadParameter(f"expected users with different names, got {', '.join(map(repr, names))}")
+
+
+def _check_ready(file: Path) -> None:
+    """Before the server starts: whether there can be one."""
+    try:
+        with tempfile.TemporaryFile(dir=file.parent):
+            pass
+        if file.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+    except OSError as error:
+        raise typer.BadParameter(f"the ready file {file} cannot be written: {error}") from None
 
 
 def _write(file: Path, text: str) -> None:

@@ -37,9 +37,24 @@ _USERS = f"""<clickhouse>
     <grants><query>GRANT meterline_writer</query><query>GRANT {_READER}</query></grants>
   </default></users>
 </clickhouse>"""
-# The function `file` asks for no right in an embedded engine; `Python` reads this process's own variables; two settings
-# are expressions themselves, and dialects are not read here.
-_NOT_FOR_READERS = {"file", "python", "additional_result_filter", "additional_table_filters", "dialect"}
+# Functions that ask for no right in an embedded engine, or read this process's own variables, or run a text as SQL.
+_NOT_FOR_READERS = {"file", "python", "filesystem", "eval", "bigquery", "sqlite"}
+# What a read-only user may set. It is a list of what may, as settings of ClickHouse are SQL (`select`), name files to
+# read and to write (`format_template_row`, `output_format_schema`) and servers to call, and each release brings others.
+_FOR_READERS = re.compile(
+    r"""
+      max_\w+ | (?!output_format_schema$)output_format_\w+ | date_time_\w+ | join_\w+ | group_by_\w+ | optimize_\w+
+    | use_skip_indexes\w* | enable_optimize_\w+ | \w+_overflow_mode | format_(csv|tsv)_(delimiter|null_representation)
+    | bool_(true|false)_representation | cast_keep_nullable | cast_string_to_(dynamic|variant)_use_inference
+    | aggregate_functions_null_for_empty | transform_null_in
+    | extremes | totals_mode | final | session_timezone | union_default_mode | prefer_column_name_to_alias
+    | do_not_merge_across_partitions_select_final | allow_experimental_analyzer | enable_analyzer
+    | input_format_null_as_default | cancel_http_readonly_queries_on_client_close
+    """,
+    re.VERBOSE | re.ASCII,
+)
+# The format is asked for in other ways: given as a setting, each piece of an answer would be in it for itself.
+_FORMATS = {"format", "output_format", "input_format"}
 
 
 class EngineError(Exception):
@@ -205,27 +220,6 @@ class Link:
         if database != self._current:
             self._current = self._own = database
 
-    def check_syntax(self, sql: bytes) -> None:
-        """Raises EngineError where ClickHouse cannot read it."""
-        try:
-            self.run("SELECT formatQuery({sql:String})", "Null", {"sql": escaped(sql.decode(errors="replace"))})
-        except EngineError as error:
-            told = re.sub(r"(\. )?: In scope SELECT formatQuery.*(?= \(\w+\))", "", str(error), flags=re.DOTALL)
-            raise EngineError(error.code, told) from None
-
-    def check_reader(self, sql: bytes, kind: Kind, settings: Iterable[str]) -> None:
-        """Raises EngineError for what a read-only user may not do, and ClickHouse's role does not forbid it."""
-        if kind.name != "READ_ONLY":
-            raise EngineError.named(
-                497, "ACCESS_DENIED", "Not enough privileges. A read-only user may only read: SELECT, SHOW, DESCRIBE, …"
-            )
-        spelt = self.run("SELECT formatQuerySingleLine({sql:String})", "RawBLOB", {"sql": escaped(sql.decode())})
-        words = {*statements.words(spelt.bytes()), *settings}
-        for word in sorted(_NOT_FOR_READERS.intersection(words)):
-            raise EngineError.named(
-                497, "ACCESS_DENIED", f"Not enough privileges. A read-only user's query may not name {word!r}"
-            )
-
 
 def quoted(text: str) -> str:
     return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
@@ -244,6 +238,43 @@ def setting(name: str) -> str:
     if not re.fullmatch(r"\w+", name, re.ASCII):
         raise EngineError.named(115, "UNKNOWN_SETTING", f"Unknown setting {name!r}")
     return name
+
+
+def denied(why: str) -> EngineError:
+    return EngineError.named(497, "ACCESS_DENIED", f"Not enough privileges. {why}")
+
+
+def check_reader(kind: Kind, sql: bytes) -> None:
+    """Raises EngineError for what a read-only user may not do, and ClickHouse's role does not forbid it.
+
+    Args:
+      sql: As `Engine.spelt` gives it.
+    """
+    if kind.name != "READ_ONLY":
+        raise denied("A read-only user may only read: SELECT, SHOW, DESCRIBE, …")
+    for word in sorted(_NOT_FOR_READERS.intersection(statements.words(sql))):
+        raise denied(f"A read-only user's query may not name {word!r}")
+    if statements.calls(sql, "arrowstream"):  # As a format it may be named.
+        raise denied("A read-only user's query may not call 'arrowstream'")
+    check_reader_sets(statements.settings(sql, normal=True))
+
+
+def check_reader_sets(names: Iterable[str]) -> None:
+    """Raises EngineError for a setting that a read-only user may not change."""
+    for name in names:
+        if not _FOR_READERS.fullmatch(name):
+            raise denied(f"A read-only user may not change the setting {name!r}")
+
+
+def check_no_format(names: Iterable[str]) -> None:
+    """Raises EngineError where a format is given as a setting."""
+    for name in _FORMATS.intersection(names):
+        what_to_do = "write FORMAT in the statement, or give default_format in the URL"
+        raise EngineError.named(36, "BAD_ARGUMENTS", f"the setting {name!r} is not offered: {what_to_do}")
+
+
+# For a statement of any length; other settings are as they are.
+_PLAIN = Key(settings=(("max_query_size", "0"),))
 
 
 class Engine:
@@ -292,6 +323,27 @@ class Engine:
                     closing = self._idle.pop(oldest)
         for one in closing:
             one.close()
+
+    def spelt(self, sql: bytes) -> bytes:
+        """A statement as ClickHouse writes it: on one line, without comments, names as they are meant.
+
+        It is asked on a connection without the user's settings, which could change the answer.
+
+        Raises:
+          EngineError: ClickHouse cannot read the statement.
+        """
+        link = self.take(_PLAIN)
+        try:
+            text = {"sql": escaped(sql.decode(errors="replace"))}
+            found = bytes(link.run("SELECT formatQuerySingleLine({sql:String})", "RawBLOB", text).bytes())
+        except EngineError as error:
+            told = re.sub(r"(\. )?: In scope SELECT formatQuery.*(?= \(\w+\))", "", str(error), flags=re.DOTALL)
+            raise EngineError(error.code, told) from None
+        finally:
+            self.give_back(link)
+        if not found.strip():
+            raise EngineError.named(62, "SYNTAX_ERROR", "the statement cannot be read")
+        return found
 
     def kill(self, links: Iterable[Link]) -> None:
         """End their statements; each fails with QUERY_WAS_CANCELLED."""

@@ -58,7 +58,8 @@ class Incoming(io.RawIOBase):
         self._left -= len(data)
         if not self._left:
             if self._chunked:
-                self._line()
+                if self._line():
+                    raise BodyError("a chunk of the request's body is longer than it says")
             else:
                 self.ended = True
         return data

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import binascii
 import hmac
+import ipaddress
 import json
 import logging
 import select
@@ -18,7 +19,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -27,16 +28,35 @@ from typing import Any, NamedTuple
 from urllib.parse import parse_qsl, quote, urlsplit
 
 from meterline.runners.clickhouse_server import formats, messages, statements
-from meterline.runners.clickhouse_server.engine import Engine, EngineError, Key, Kind, Link, identifier
+from meterline.runners.clickhouse_server.engine import (
+    Engine,
+    EngineError,
+    Key,
+    Kind,
+    Link,
+    check_no_format,
+    check_reader,
+    check_reader_sets,
+    denied,
+    identifier,
+)
 
 log = logging.getLogger("meterline.clickhouse.serve")
 
 MAX_AT_WORK = 100
+# Of them, so that those that write always find a place.
+MAX_READERS_AT_WORK = 75
+MAX_SESSIONS = 100
 _MAX_STATEMENT = 64 << 20
+_MAX_READERS_STATEMENT = 1 << 20
+# External tables are held in memory.
+_MAX_FORM = 256 << 20
 _MAX_UNREAD = 64 << 20
 _MAX_SESSION_SECONDS = 3600
 _TICK_SECONDS = 0.25
 _SOCKET_SECONDS = 600
+# How long statements that are broken off have to end.
+_BREAKING_SECONDS = 10
 # Parameters of a request that are no settings of ClickHouse, or whose settings are this server's affair.
 _OWN = {
     "query",
@@ -115,11 +135,20 @@ class User(NamedTuple):
     is_reader: bool = False
 
 
+class StillAtWork(Exception):
+    """Statements that do not end though they were broken off; so many were."""
+
+    def __init__(self, broken: int) -> None:
+        super().__init__(f"{broken} statements were broken off")
+        self.broken = broken
+
+
 class Users:
     """Who may come in."""
 
     def __init__(self, users: Iterable[User]) -> None:
         self._users = {user.name: user for user in users}
+        self.is_open = not all(user.password for user in self._users.values())
 
     def check(self, name: str | None, password: str) -> User:
         """Raises EngineError for anyone else."""
@@ -161,6 +190,11 @@ class Sessions:
             if session is None:
                 if must_exist:
                     raise EngineError.named(372, "SESSION_NOT_FOUND", f"Session {name} not found")
+                if sum(owner == user.name for owner, _ in self._open) >= MAX_SESSIONS:
+                    raise EngineError.named(
+                        202, "TOO_MANY_SIMULTANEOUS_QUERIES", f"{MAX_SESSIONS} sessions of {user.name} are open: end "
+                        "some with close_session=1, or ask without session_id"
+                    )  # fmt: skip
                 session = self._open[key] = _Session(self._engine.take(Key(user.is_reader)))
             elif session.busy:
                 raise EngineError.named(373, "SESSION_IS_LOCKED", f"Session {name} is locked by a concurrent client")
@@ -181,6 +215,11 @@ class Sessions:
             links = [self._open.pop(key).link for key in over]
         for link in links:
             link.close()
+
+
+def _check_size(text: bytes, most: int) -> None:
+    if len(text) > most:
+        raise EngineError.named(229, "QUERY_IS_TOO_LARGE", f"a statement of more than {most} bytes")
 
 
 @dataclass
@@ -214,31 +253,17 @@ class Handler(BaseHTTPRequestHandler):
     # --- the request ---
 
     def do_POST(self) -> None:
-        url = urlsplit(self.path)
-        if url.path in ("/ping", "/replicas_status"):
-            self._answer(200, b"Ok.\n")
-            return
-        if url.path != "/":
-            self._answer(
-                404, f"There is no handle {url.path}\n\nUse / for queries, /ping for health checks.\n".encode()
-            )
-            return
-        query = parse_qsl(url.query, keep_blank_values=True, errors="surrogateescape")
-        if self.command != "POST" and "query" not in dict(query):
-            self._answer(200, b"Ok.\n")
-            return
         self._begun = False
         self._tag: str | None = None
         self._outgoing: messages.Outgoing | None = None
         self._viewed: Any = None
-        self._parameters = dict(query)
-        self.query_id = self._parameters.get("query_id") or str(uuid.uuid4())
+        self._parameters: dict[str, str] = {}
+        self.query_id = ""
         self._body: messages.Incoming | None = None
         self._request = Request()
         self._user = "?"
         try:
-            with self.server.at_work(self.connection):
-                self._work()
+            self._respond()
         except EngineError as error:
             self._fail(error)
         except messages.BodyError as error:
@@ -246,15 +271,67 @@ class Handler(BaseHTTPRequestHandler):
         except OSError as error:  # Nobody listens any more.
             self.close_connection = True
             self._log(f"the client is gone: {error}")
+        except Exception as error:  # noqa: BLE001  # Whatever it is, the client gets an answer, and the log a line.
+            self._fail(EngineError.named(1002, "UNKNOWN_EXCEPTION", f"a fault of the server: {error!r}"))
         self._viewed = None
         self._drain()
 
     do_GET = do_HEAD = do_POST
 
-    def _work(self) -> None:
+    def _respond(self) -> None:
+        url = urlsplit(self.path)
+        if url.path in ("/ping", "/replicas_status"):
+            self._answer_at_once(200, "Ok.\n")
+            return
+        if url.path != "/":
+            self._answer_at_once(404, f"There is no handle {url.path}\n\nUse / for queries, /ping for health checks.\n")
+            return
+        if self.server.users.is_open:
+            self._check_is_no_page()
+        self._parameters = dict(parse_qsl(url.query, keep_blank_values=True, errors="surrogateescape"))
+        if self.command != "POST" and "query" not in self._parameters:
+            self._answer_at_once(200, "Ok.\n")
+            return
+        self._check_parameters()
+        self.query_id = self._parameters.get("query_id") or str(uuid.uuid4())
         user = self.server.users.check(*self._credentials())
         self._user = user.name
-        self._read()
+        with self.server.at_work(self.connection, user):
+            self._work(user)
+
+    def _answer_at_once(self, status: int, text: str) -> None:
+        """Without a look at the body, which may not be taken for the next request."""
+        if set(self.headers.get_all("Content-Length", [])) - {"0"} or "Transfer-Encoding" in self.headers:
+            self.close_connection = True
+        else:
+            self._body = messages.Incoming(self.rfile, 0)
+        self._answer(status, text.encode(errors="replace"))
+
+    def _check_is_no_page(self) -> None:
+        """Where no password is asked for, a web page in a browser of this machine could send statements too."""
+        site = self.headers.get("Sec-Fetch-Site", "none")
+        if "Origin" in self.headers or site != "none":
+            raise denied("A server without a password takes no requests of web pages (with an Origin): give it one")
+        host = self.headers.get("Host", "localhost").strip()
+        name = host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0]
+        try:
+            is_loopback = ipaddress.ip_address(name).is_loopback
+        except ValueError:
+            is_loopback = name.lower() == "localhost"
+        if not is_loopback:
+            raise denied(f"A server without a password answers to loopback names alone, got Host {host!r}")
+
+    def _check_parameters(self) -> None:
+        for name, value in self._parameters.items():
+            try:
+                (name + value).encode()
+            except UnicodeEncodeError:
+                raise EngineError.named(
+                    36, "BAD_ARGUMENTS", f"expected UTF-8 in the parameter {name!a} of the request, got other bytes"
+                ) from None
+
+    def _work(self, user: User) -> None:
+        self._read(user)
         asked = self._parameters
         for name in ("compress", "decompress"):
             if asked.get(name) not in (None, "", "0", "false"):
@@ -267,9 +344,14 @@ class Handler(BaseHTTPRequestHandler):
         own = _OWN | {f"{name}_{what}" for name in self._request.tables for what in ("format", "structure", "types")}
         settings = {k: v for k, v in asked.items() if k not in own and not k.startswith("param_")}
         parameters = {k[6:]: v for k, v in asked.items() if k.startswith("param_")}
+        check_no_format(settings)
+        if user.is_reader:
+            # The connection itself holds to `readonly`, whatever the request says.
+            check_reader_sets(name for name in settings if name != "readonly")
         with self._link(user, settings) as link:
             try:
-                answer = self._run(link, user, settings, parameters)
+                with self.server.watched(self.connection, link):
+                    answer = self._run(link, user, settings, parameters)
             except BaseException:
                 link.spoilt = True
                 raise
@@ -299,14 +381,15 @@ class Handler(BaseHTTPRequestHandler):
                 return mapping.get(name, "default"), mapping.get(key, "")
         return None, ""
 
-    def _read(self) -> None:
+    def _read(self, user: User) -> None:
         """The statement, and where an INSERT's data comes from."""
+        most = _MAX_READERS_STATEMENT if user.is_reader else _MAX_STATEMENT
         self._body = self._incoming()
         body: messages.Readable = messages.decoded(self._body, self.headers.get("Content-Encoding", ""))
         tables: dict[str, tuple[str, str, bytes]] = {}
         kind = self.headers.get("Content-Type", "")
         if kind.lower().startswith("multipart/form-data"):
-            tables = self._form(kind, body)
+            tables = self._form(user, kind, body)
         asked = self._parameters
         format = asked.get("default_format") or self.headers.get("X-ClickHouse-Format")
         text = asked.get("query", "").encode("utf-8", "surrogateescape")
@@ -314,40 +397,62 @@ class Handler(BaseHTTPRequestHandler):
         if text:
             insert = statements.insert_of(text, whole=True) if statements.is_insert(text) else None
         else:
+            looked = 0
             for piece in messages.pieces(body):
                 text += piece
-                if statements.is_insert(text):
-                    insert = statements.insert_of(text, whole=False)
+                if len(text) >= 2 * looked:  # Not at each piece, however small: that would be slow.
+                    looked = len(text)
+                    if statements.is_insert(text):
+                        insert = statements.insert_of(text, whole=False)
                 if insert:
                     break
-                self._check_size(text)
+                _check_size(text, most)
             if not insert and statements.is_insert(text):
                 insert = statements.insert_of(text, whole=True)
         if insert:
             rest = text[insert.data_at :]
             data = chain([rest] if rest.strip(b" \t\r\n;") or not asked.get("query") else [], messages.pieces(body))
             self._request = Request(insert.head, data, insert.format or format or "Values", tables)
-            return
-        for piece in messages.pieces(body):
-            text += piece if text.endswith(b"\n") else b"\n" + piece
-            self._check_size(text)
-        self._request = Request(text, None, format or "TabSeparated", tables)
+        else:
+            _check_size(text, most)
+            for piece in messages.pieces(body):
+                text += piece if text.endswith(b"\n") else b"\n" + piece
+                _check_size(text, most)
+            self._request = Request(text, None, format or "TabSeparated", tables)
+        if insert or user.is_reader:
+            try:
+                self._request.sql.decode()
+            except UnicodeDecodeError:
+                raise EngineError.named(
+                    36, "BAD_ARGUMENTS", "expected UTF-8 in the statement: write other bytes as unhex('…')"
+                ) from None
 
     def _incoming(self) -> messages.Incoming:
-        chunked = "chunked" in self.headers.get("Transfer-Encoding", "").lower()
-        length = self.headers.get("Content-Length") or "0"
-        if not length.isdecimal():
-            raise messages.BodyError(f"expected a number as Content-Length, got {length!r}")
-        return messages.Incoming(self.rfile, None if chunked else int(length))
+        """The body, whose end has to be as clear to this server as to a proxy before it."""
+        lengths = self.headers.get_all("Content-Length", [])
+        codings = self.headers.get_all("Transfer-Encoding", [])
+        if codings:
+            if lengths or [one.strip().lower() for one in codings] != ["chunked"]:
+                raise messages.BodyError(f"expected Transfer-Encoding: chunked alone, got {', '.join(codings)!r}")
+            return messages.Incoming(self.rfile, None)
+        length = lengths[0].strip() if lengths else "0"
+        if len(lengths) > 1 or not length.isdecimal():
+            raise messages.BodyError(f"expected one number as Content-Length, got {', '.join(lengths)!r}")
+        return messages.Incoming(self.rfile, int(length))
 
-    def _check_size(self, text: bytes) -> None:
-        if len(text) > _MAX_STATEMENT:
-            raise EngineError.named(229, "QUERY_IS_TOO_LARGE", f"a statement of more than {_MAX_STATEMENT} bytes")
-
-    def _form(self, kind: str, body: messages.Readable) -> dict[str, tuple[str, str, bytes]]:
+    def _form(self, user: User, kind: str, body: messages.Readable) -> dict[str, tuple[str, str, bytes]]:
         asked = self._parameters
-        found = messages.parts(kind, b"".join(messages.pieces(body)))
+        most = _MAX_READERS_STATEMENT if user.is_reader else _MAX_FORM
+        whole = bytearray()
+        for piece in messages.pieces(body):
+            whole += piece
+            if len(whole) > most:
+                raise EngineError.named(229, "QUERY_IS_TOO_LARGE", f"a form of more than {most} bytes")
+        found = messages.parts(kind, bytes(whole))
+        if user.is_reader and any(part.is_file for part in found):
+            raise denied("A read-only user may not send tables with a query")
         asked.update({part.name: part.data.decode("utf-8", "surrogateescape") for part in found if not part.is_file})
+        self._check_parameters()
         tables = {}
         for part in found:
             if part.is_file:
@@ -413,13 +518,18 @@ class Handler(BaseHTTPRequestHandler):
         """Raises EngineError for what may not be asked over HTTP, or by this user."""
         sql = self._request.sql
         words = statements.words(sql)
+        check_no_format(statements.settings(sql, normal=False))
         if not words and self._request.data is None and not sql.strip():
             raise EngineError.named(62, "SYNTAX_ERROR", "Empty query")
         if kind.statements > 1:
             raise EngineError.named(62, "SYNTAX_ERROR", "Syntax error (Multi-statements are not allowed)")
         if kind.name == "UNKNOWN" and self._request.data is None:
             # It would be run up to the place that cannot be read.
-            link.check_syntax(sql)
+            self.server.engine.spelt(sql)
+        if user.is_reader:
+            sql = self.server.engine.spelt(sql) if kind.name == "READ_ONLY" else sql
+            check_reader(kind, sql)
+            words = statements.words(sql)
         if ("into", "outfile") in pairwise(words):
             raise EngineError.named(358, "INTO_OUTFILE_NOT_ALLOWED", "INTO OUTFILE is not allowed")
         if "infile" in words and kind.name != "READ_ONLY":
@@ -428,8 +538,6 @@ class Handler(BaseHTTPRequestHandler):
             raise EngineError.named(
                 48, "NOT_IMPLEMENTED", "the table function input is not offered: insert the rows first"
             )
-        if user.is_reader:
-            link.check_reader(sql, kind, settings)
         readonly = self.command != "POST" or settings.get("readonly", "0") != "0"
         if readonly and kind.name != "READ_ONLY" and words[:1] not in (["set"], ["use"]):
             raise EngineError.named(
@@ -456,7 +564,7 @@ class Handler(BaseHTTPRequestHandler):
         format = own or self._request.format
         words = statements.words(sql)
         waits = self._parameters.get("wait_end_of_query") == "1" or self.request_version == "HTTP/1.0"
-        with self.server.watched(self.connection, link, kind.name == "READ_ONLY"):
+        with self.server.ends_with_client(self.connection) if kind.name == "READ_ONLY" else nullcontext():
             can_stream = (
                 kind.name == "READ_ONLY"
                 and not waits
@@ -557,6 +665,8 @@ class Handler(BaseHTTPRequestHandler):
         if "(version " not in text:
             text += f" (version {self.server.engine.version})"
         self._log(text)
+        if self._body is None:
+            self.close_connection = True  # Its body stands before the next request.
         try:
             if not self._begun:
                 headers = self._about(None, None, {}) | {"X-ClickHouse-Exception-Code": str(error.code)}
@@ -586,16 +696,19 @@ class Handler(BaseHTTPRequestHandler):
                 self.close_connection = unread > _MAX_UNREAD
         except (messages.BodyError, OSError):
             self.close_connection = True
-        if self._body is None:
-            self.close_connection = True  # Refused before its body was looked at.
 
     def _log(self, what: str) -> None:
-        said = " ".join(what.split())[:400]
-        asked = " ".join(self._request.sql[:400].decode(errors="replace").split())[:200]
-        log.warning("%s %s %r: %s | %s", self.client_address[0], self._user, self.query_id, said, asked)
+        said, asked = _shown(what, 400), _shown(self._request.sql[:400].decode(errors="replace"), 200)
+        log.warning("%s %s %r: %s | %s", self.client_address[0], _shown(self._user, 80), self.query_id, said, asked)
 
     def log_message(self, format: str, *args: object) -> None:
         log.debug(format, *args)
+
+
+def _shown(text: str, most: int) -> str:
+    """On one line of a log, and without what a terminal would obey."""
+    line = " ".join(text.split())[:most]
+    return "".join(one if one.isprintable() else ascii(one)[1:-1] for one in line)
 
 
 class Server(ThreadingHTTPServer):
@@ -620,69 +733,99 @@ class Server(ThreadingHTTPServer):
         self.engine = engine
         self.users = Users(users)
         self.sessions = Sessions(engine)
-        self._working: set[socket.socket] = set()
+        self._working: dict[socket.socket, User] = {}
         self._watched: dict[socket.socket, Link] = {}
+        self._ending_with_client: set[socket.socket] = set()
         self._changed = threading.Condition()
         self._stopping = False
         super().__init__((host, port), handler)
         threading.Thread(target=self._tick, daemon=True).start()
 
     @contextmanager
-    def at_work(self, connection: socket.socket) -> Iterator[None]:
+    def at_work(self, connection: socket.socket, user: User) -> Iterator[None]:
+        """Raises EngineError while too many requests are at work."""
         with self._changed:
-            if self._stopping or len(self._working) >= MAX_AT_WORK:
-                what = "the server is stopping" if self._stopping else f"{MAX_AT_WORK} queries are at work"
-                raise EngineError.named(202, "TOO_MANY_SIMULTANEOUS_QUERIES", what)
-            self._working.add(connection)
+            readers = sum(one.is_reader for one in self._working.values())
+            if self._stopping:
+                raise EngineError.named(202, "TOO_MANY_SIMULTANEOUS_QUERIES", "the server is stopping")
+            for most, at_work in (
+                (MAX_AT_WORK, len(self._working)),
+                (MAX_READERS_AT_WORK, readers if user.is_reader else 0),
+            ):
+                if at_work >= most:
+                    raise EngineError.named(202, "TOO_MANY_SIMULTANEOUS_QUERIES", f"{at_work} queries are at work")
+            self._working[connection] = user
         try:
             yield
         finally:
             with self._changed:
-                self._working.discard(connection)
+                del self._working[connection]
                 self._changed.notify_all()
 
     @contextmanager
-    def watched(self, connection: socket.socket, link: Link, ends_with_client: bool) -> Iterator[None]:
-        """While a query runs: end it when its client hangs up, if it only reads."""
-        if not ends_with_client:
-            yield
-            return
+    def watched(self, connection: socket.socket, link: Link) -> Iterator[None]:
+        """While a statement may run: so that it can be ended."""
         with self._changed:
             self._watched[connection] = link
         try:
             yield
         finally:
             with self._changed:
-                self._watched.pop(connection, None)
+                del self._watched[connection]
+
+    @contextmanager
+    def ends_with_client(self, connection: socket.socket) -> Iterator[None]:
+        """While a query runs that only reads: end it when its client hangs up."""
+        with self._changed:
+            self._ending_with_client.add(connection)
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._ending_with_client.discard(connection)
 
     def _tick(self) -> None:
         while not self._stopping:
             time.sleep(_TICK_SECONDS)
             self.sessions.expire()
             with self._changed:
-                gone = [link for connection, link in self._watched.items() if _is_gone(connection)]
+                gone = [self._watched[connection] for connection in self._ending_with_client if _is_gone(connection)]
                 # Under the lock: a connection is given back, and gets other work, after it was taken off the watch.
                 self.engine.kill(gone)
 
-    def stop(self, grace_seconds: float) -> None:
-        """Take no more requests, wait for those at work, end those that take longer, and close the database."""
+    def stop(self, grace_seconds: float) -> int:
+        """Take no more requests, wait for those at work, break off those that take longer, and close the database.
+
+        Returns:
+          How many were broken off.
+
+        Raises:
+          StillAtWork: some do not end. The database is open then, as closing it under a statement is a crash.
+        """
         with self._changed:
             self._stopping = True
         self.shutdown()
         self.server_close()
         with self._changed:
-            if not self._changed.wait_for(lambda: not self._working, grace_seconds):
+            self._changed.wait_for(lambda: not self._working, grace_seconds)
+            broken = len(self._working)
+            began = time.monotonic()
+            while self._working:
+                after = time.monotonic() - began
+                if after > _BREAKING_SECONDS:
+                    raise StillAtWork(broken)
                 self.engine.kill(self._watched.values())
                 for connection in self._working:
-                    with suppress(OSError):  # An insert whose data does not come.
-                        connection.shutdown(socket.SHUT_RD)
-                self._changed.wait_for(lambda: not self._working, grace_seconds)
+                    with suppress(OSError):  # An insert whose data does not come, or an answer that nobody takes.
+                        connection.shutdown(socket.SHUT_RD if after < _BREAKING_SECONDS / 2 else socket.SHUT_RDWR)
+                self._changed.wait_for(lambda: not self._working, _TICK_SECONDS)
         self.sessions.expire(all=True)
         self.engine.close()
+        return broken
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         if not isinstance(sys.exception(), ConnectionError):  # A client that went is none.
-            log.exception("a fault while answering %s", client_address)
+            log.error("a fault while answering %s: %r", client_address, sys.exception())
 
 
 def _is_gone(connection: socket.socket) -> bool:

@@ -90,19 +90,21 @@ class Answer:
 
 
 @contextmanager
-def serve(folder: Path, *words: object) -> Iterator[Served]:
+def serve(folder: Path, *words: object, passwords: bool = True) -> Iterator[Served]:
     """The command in a process of its own, killed at the end if it still runs."""
     work = folder.parent / f"serve-{uuid.uuid4().hex}"
     work.mkdir()
     (work / "boss").write_text("secret\n")
     (work / "analyst").write_text("look\n")
     ready, said = work / "ready.json", work / "said"
-    given = ["--port", 0, "--user", "boss", "--password-file", work / "boss", "--ready-file", ready]
-    given += ["--read-only-user", f"analyst={work / 'analyst'}", "--clickhouse", f"chdb://{folder}", *words]
+    given = ["--port", 0, "--ready-file", ready, "--clickhouse", f"chdb://{folder}", *words]
+    if passwords:
+        given += ["--user", "boss", "--password-file", work / "boss", "--read-only-user", f"analyst={work / 'analyst'}"]
+    ready.write_text("of one that was killed")
     with said.open("wb") as file:
         process = subprocess.Popen([*COMMAND, "clickhouse", "serve", *map(str, given)], stdout=file, stderr=file)
     try:
-        while not ready.exists():
+        while not ready.exists() or "killed" in ready.read_text():
             assert process.poll() is None, said.read_text()
             time.sleep(0.05)
         about = json.loads(ready.read_text())
@@ -514,6 +516,25 @@ FORBIDDEN = [
     "SELECT * FROM remote('127.0.0.1', default.{table})",
     "SELECT * FROM executable('ls', 'TSV', 'a String')",
     "SELECT * FROM Python(users)",
+    "SELECT * FROM filesystem('/etc')",
+    "SELECT * FROM sqlite('{file}', 't')",
+    "SELECT * FROM arrowstream('1')",
+    "SELECT * FROM bigquery('p', 'd', 't')",
+    "SELECT * FROM eval('SELECT 1')",
+    "SELECT * FROM eval('SELECT file(\\'/etc/hostname\\')') SETTINGS allow_experimental_eval_table_function = 1",
+    "SELECT 1 SETTINGS select = 'f\\x69le(\\'/etc/hostname\\')'",
+    "SELECT 1 settings max_threads = 1, \"se\\x6cect\" = 'x'",
+    "SELECT * FROM (SELECT 1 SETTINGS filter = 'file(\\'/etc/hostname\\') != \\'\\'')",
+    "SELECT 1 SETTINGS `order` = 'x'",
+    "SELECT 1 SETTINGS sort = 'x'",
+    "SELECT 1 SETTINGS additional_table_filters = {{'system.one': 'file(\\'/etc/hostname\\') != \\'\\''}}",
+    "SELECT 1 SETTINGS profile = 'default'",
+    "SELECT number AS a FROM numbers(1) FORMAT Template SETTINGS format_template_row = '/etc/hostname'",
+    "SELECT formatRow('Template', 1 AS a) SETTINGS format_template_resultset = '/etc/hostname'",
+    "SELECT number AS a FROM numbers(1) FORMAT Protobuf SETTINGS output_format_schema = '{file}'",
+    "SELECT 1 AS a FORMAT Protobuf SETTINGS format_schema_source = 'query', format_schema = 'SELECT 1'",
+    "SELECT 1 AS a FORMAT AvroConfluent SETTINGS format_avro_schema_registry_url = 'http://127.0.0.1:1'",
+    "SET select = 'x'",
     "SELECT 1 SETTINGS readonly = 0",
     "SET readonly = 0",
     "SET ROLE ALL",
@@ -542,7 +563,27 @@ def test_a_read_only_user_changes_nothing_and_reads_no_file(
 
 def test_a_read_only_user_cannot_hide_a_file_in_a_setting(server: Served) -> None:
     filter = "file('/etc/hostname') != ''"
-    assert server.ask("SELECT 1", user="analyst:look", additional_result_filter=filter).code == "497"
+    for name, value in {
+        "additional_result_filter": filter,
+        "additional_table_filters": "{}",
+        "select": "file('/etc/hostname')",
+        "filter": filter,
+        "order": filter,
+        "sort": filter,
+        "offset": "1",
+        "allow_experimental_eval_table_function": "1",
+        "format_template_row": "/etc/hostname",
+        "format_template_resultset": "/etc/hostname",
+        "output_format_schema": "/tmp/never",
+        "format_schema_source": "query",
+        "format_avro_schema_registry_url": "http://127.0.0.1:1",
+        "profile": "default",
+        "dialect": "prql",
+        "log_comment": "x",  # By which it is killed.
+    }.items():
+        for session in ({}, {"session_id": "reader"}):
+            answer = server.ask("SELECT file('/etc/hostname')", user="analyst:look", **{name: value}, **session)
+            assert (answer.code, f"{name!r}" in answer.body.decode()) == ("497", True), answer.body
     assert server.ask("SELECT getSetting('readonly')", user="analyst:look", readonly=0).body == b"2\n"
     ok = server.ask("SELECT 1 SETTINGS max_threads = 1", user="analyst:look", max_block_size=10)
     assert ok.body == b"1\n"
@@ -555,6 +596,137 @@ def test_a_read_only_user_reads_as_the_client_does(server: Served, table: str) -
         assert client.query_df(f"SELECT a FROM {table}")["a"].tolist() == [7]
         with pytest.raises(ClickHouseError, match="ACCESS_DENIED"):
             client.insert(table, [[1, "x"]], column_names=["a", "s"])
+
+
+def test_a_read_only_user_sends_no_tables(server: Served) -> None:
+    def form(*, name: str, rows: bytes, **headers: str) -> Answer:
+        head = f'--b\r\nContent-Disposition: form-data; name="{name}"; filename="f"\r\n\r\n'.encode()
+        body = head + rows + b"\r\n--b--\r\n"
+        packed = zstandard.ZstdCompressor().compress(body) if headers else body
+        given = {"Content-Type": "multipart/form-data; boundary=b", **headers}
+        return server.ask(packed, query="SELECT 1", user="analyst:look", headers=given, t_structure="a String")
+
+    assert form(name="t", rows=b"x").code == "497"
+    before = memory(server)
+    answer = form(name="t", rows=bytes(200 << 20), **{"Content-Encoding": "zstd"})
+    assert (answer.status, answer.code) == (413, "229")
+    assert memory(server) - before < 100 << 20
+    assert server.ask("SELECT '" + "x" * (2 << 20) + "'", user="analyst:look").code == "229"
+
+
+def memory(server: Served) -> int:
+    """The most that it ever had."""
+    (line,) = [
+        one for one in Path(f"/proc/{server.process.pid}/status").read_text().splitlines() if one.startswith("VmHWM")
+    ]
+    return int(line.split()[1]) << 10
+
+
+@pytest.mark.parametrize("setting", ["format", "output_format", "input_format"])
+@pytest.mark.parametrize("sql", ["SELECT 1", "SELECT 1 settings max_threads = 1, {} = 'CSV'", "SET {} = 'CSV'"])
+def test_a_format_is_no_setting(server: Served, setting: str, sql: str) -> None:
+    url = {} if "{}" in sql else {setting: "CSVWithNames"}
+    answer = server.ask(sql.format(setting), **url)
+    assert (answer.status, answer.code) == (400, "36")
+    assert b"write FORMAT" in answer.body
+
+
+@pytest.mark.parametrize(
+    "url",
+    [{name: b"\xff"} for name in ("query_id", "database", "param_a", "password", "query", "max_threads")],
+    ids=str,
+)
+def test_other_bytes_than_utf8_are_a_sentence(server: Served, url: dict[str, bytes]) -> None:
+    answer = server.ask("SELECT 1", **url)
+    assert (answer.status, b"UTF-8" in answer.body) == (400, True)
+    assert "Traceback" not in server.said.read_text()
+
+
+def test_bytes_in_a_statement(server: Served, table: str) -> None:
+    assert server.ask(b"SELECT hex('\xff')").body == b"FF\n"
+    assert server.ask(b"INSERT INTO " + table.encode() + b" VALUES (1, '\xff')").status == 200
+    for sql, user in ((b"SELECT '\xff'", "analyst:look"), (b"INSERT INTO `\xff` VALUES (1)", "boss:secret")):
+        assert server.ask(sql, user=user).code == "36"
+
+
+def test_the_log_has_nothing_that_a_terminal_obeys(server: Served) -> None:
+    server.ask("SELECT nothing\x1b[2J", user="evil\x1b[2J:x")
+    server.ask("SELECT nothing\x1b[2J")
+    assert "\x1b" not in server.said.read_text()
+    assert "evil\\x1b[2J" in server.said.read_text()
+
+
+@pytest.mark.parametrize(
+    ("head", "status"),
+    [
+        ("POST /ping HTTP/1.1\r\nContent-Length: {size}", b"200"),
+        ("POST /ping HTTP/1.1\r\nContent-Length: 0\r\nContent-Length: {size}", b"200"),
+        ("POST /nope HTTP/1.1\r\nContent-Length: {size}", b"404"),
+        ("GET / HTTP/1.1\r\nContent-Length: {size}", b"200"),
+        ("POST /?user=nobody HTTP/1.1\r\nContent-Length: {size}", b"403"),
+        ("POST /?user=boss&password=secret HTTP/1.1\r\nContent-Length: 0\r\nContent-Length: {size}", b"500"),
+        ("POST /?user=boss&password=secret HTTP/1.1\r\nTransfer-Encoding: chunked\r\nContent-Length: 5", b"500"),
+        ("POST /?user=boss&password=secret HTTP/1.1\r\nTransfer-Encoding: xchunked", b"500"),
+    ],
+)
+def test_a_body_is_not_taken_for_a_request(server: Served, head: str, status: bytes) -> None:
+    within = b"GET /ping HTTP/1.1\r\n\r\n"
+    answers = raw(server.port, head.format(size=len(within)).encode() + b"\r\n\r\n" + within)
+    assert answers.startswith(b"HTTP/1.1 " + status)
+    assert answers.count(b"HTTP/1.1 ") == 1
+
+
+def raw(port: int, sent: bytes) -> bytes:
+    """All that comes until the server closes the connection."""
+    with socket.create_connection(("127.0.0.1", port), timeout=20) as connection:
+        connection.sendall(sent)
+        found = b""
+        with suppress(ConnectionResetError):
+            while data := connection.recv(65536):
+                found += data
+        return found
+
+
+def test_readers_leave_a_place_for_the_writer(server: Served) -> None:
+    head = b"POST / HTTP/1.1\r\nX-ClickHouse-User: analyst\r\nX-ClickHouse-Key: look\r\nContent-Length: 9\r\n\r\n"
+    slow = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(110)]
+    try:
+        for one in slow:
+            one.sendall(head)
+        until(lambda: server.ask("SELECT 1", user="analyst:look").code == "202")
+        assert server.ask("SELECT 1").status == 200
+    finally:
+        for one in slow:
+            one.close()
+    until(lambda: server.ask("SELECT 1", user="analyst:look").status == 200)
+
+
+def test_sessions_are_not_without_end(server: Served) -> None:
+    def ask(session: int, **url: object) -> Answer:
+        return server.ask("SELECT 1", user="analyst:look", session_id=session, **url)
+
+    answers = [ask(session, session_timeout=5) for session in range(101)]
+    assert {one.status for one in answers[:90]} == {200}
+    assert answers[-1].code == "202"
+    assert server.ask("SELECT 1", session_id="of another").status == 200
+    for session in range(101):
+        ask(session, close_session=1)
+    assert ask(101).status == 200
+
+
+def test_without_a_password_no_web_page_is_answered(tmp_path: Path) -> None:
+    with serve(tmp_path / "db", passwords=False) as server:
+        for headers, status in (
+            ({}, 200),
+            ({"Host": f"localhost:{server.port}"}, 200),
+            ({"Host": "[::1]:8123"}, 200),
+            ({"Origin": "http://evil.example"}, 403),
+            ({"Origin": "null"}, 403),
+            ({"Sec-Fetch-Site": "cross-site"}, 403),
+            ({"Host": "evil.example"}, 403),
+            ({"Host": "192.168.0.7:8123"}, 403),
+        ):
+            assert server.ask("SELECT 1", user=None, headers=headers).status == status, headers
 
 
 # --- clients that go, servers that end ------------------------------------------------------------------
@@ -638,17 +810,41 @@ def test_a_signal_lets_it_finish_and_store(tmp_path: Path, sent: signal.Signals)
         assert slow.result().status == 200
         assert server.process.wait(60) == 0
         assert "all is stored" in server.said.read_text()
+        assert not list(tmp_path.glob("*/ready.json"))
     with serve(tmp_path / "db") as server:
         assert server.ask("SELECT count() FROM kept").body == b"10\n"
 
 
-def test_what_takes_longer_than_the_grace_is_ended(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "SELECT count() FROM numbers(10000000000000) WHERE NOT ignore(rand(), 'slow')",
+        "INSERT INTO kept SELECT number + sleepEachRow(0.1) FROM numbers(6000) SETTINGS max_block_size = 10 -- slow",
+    ],
+)
+def test_what_takes_longer_than_the_grace_is_broken_off(tmp_path: Path, sql: str) -> None:
     with serve(tmp_path / "db", "--grace-seconds", 1) as server, ThreadPoolExecutor() as pool:
-        slow = pool.submit(server.ask, "SELECT count() FROM numbers(10000000000000) WHERE NOT ignore(rand())")
-        until(lambda: running(server, "10000000000000") == 1)
+        server.ask("CREATE TABLE kept (a UInt64) ENGINE = MergeTree ORDER BY a")
+        slow = pool.submit(server.ask, sql)
+        until(lambda: running(server, "slow") == 1)
         server.process.terminate()
         assert slow.result().code == "394"
-        assert server.process.wait(60) == 0
+        assert server.process.wait(60) == 1
+        assert "1 statement was broken off" in server.said.read_text()
+
+
+def test_a_statement_that_cannot_be_ended_is_no_crash(tmp_path: Path) -> None:
+    with serve(tmp_path / "db", "--grace-seconds", 0) as server, ThreadPoolExecutor() as pool:
+        server.ask("CREATE TABLE kept (a UInt64) ENGINE = MergeTree ORDER BY a")
+        # With a log_comment of its own it is not found.
+        sql = "INSERT INTO kept SELECT number + sleepEachRow(3) FROM numbers(20) SETTINGS max_block_size = 1, "
+        slow = pool.submit(server.ask, sql + "log_comment = 'slow'")
+        until(lambda: running(server, "slow") == 1)
+        server.process.terminate()
+        assert server.process.wait(60) == 1
+        assert "1 statement was broken off" in server.said.read_text()
+        with suppress(OSError, http.client.HTTPException):
+            slow.result()
 
 
 # --- Meterline on it ------------------------------------------------------------------------------------
@@ -710,10 +906,16 @@ def test_meterline_rates_on_it_from_two_processes(tmp_path: Path) -> None:
         (["--password-file", "/nowhere/at-all"], 2, "cannot be read"),
         (["--read-only-user", "analyst"], 2, "NAME=FILE"),
         (["--clickhouse", "chdb:///proc/nothing"], 3, "no ClickHouse"),
+        (["--clickhouse", "chdb://:memory:"], 2, "nothing would be kept"),
+        (["--ready-file", "/nowhere/ready"], 2, "cannot be written"),
+        (["--listen", "127.0.0.1", "--ready-file", "/tmp"], 2, "cannot be written"),
+        (["--listen", "192.0.2.1", "--password-file", "{password}"], 2, "no address of this machine"),
     ],
 )
 def test_options_that_cannot_be_used_are_a_sentence(words: list[str], code: int, says: str, tmp_path: Path) -> None:
-    done = meterline("clickhouse", "serve", "--port", 0, "--clickhouse", f"chdb://{tmp_path / 'db'}", *words)
+    (tmp_path / "password").write_text("secret")
+    given = [word.format(password=tmp_path / "password") for word in words]
+    done = meterline("clickhouse", "serve", "--port", 0, "--clickhouse", f"chdb://{tmp_path / 'db'}", *given)
     said = " ".join(done.stderr.replace("│", " ").split())
     assert (done.returncode, says in said) == (code, True), done.stderr
     assert "Traceback" not in done.stderr
@@ -782,6 +984,36 @@ def test_an_insert_without_data(text: str) -> None:
 )
 def test_the_format_a_query_asks_for(sql: str, format: str | None) -> None:
     assert statements.format_of(sql.encode()) == format
+
+
+@pytest.mark.parametrize("part", ["/*", "/*a*", "'\\", "'a''", "$a$ ", "$", '"\\', "‘â", "--", "(", "$1$x$"])
+def test_a_long_statement_is_read_in_time(part: str) -> None:
+    many = b"".join(b"$%d$ " % n for n in range(20_000)) if part == "$a$ " else part.encode() * 50_000
+    began = time.process_time()
+    sum(1 for _ in statements.tokens(many))
+    assert statements.insert_of(b"INSERT INTO t SELECT 1 " + many, whole=True) is None
+    assert time.process_time() - began < 10  # Seconds; where each opening was looked up to the end, minutes.
+
+
+@pytest.mark.parametrize(
+    ("sql", "normal", "names"),
+    [
+        ("SELECT 1 SETTINGS a = 1, `b c` = f(1, x), c = 'd, e = 1'", True, ["a", "b c", "c"]),
+        ("(SELECT 1 SETTINGS m = {'a':'b'}, final) UNION ALL (SELECT 2, x)", True, ["m", "final"]),
+        ("SELECT * FROM system.settings ORDER BY a, b", True, []),
+        ("SELECT * FROM settings LIMIT 1", True, []),
+        ("select 1 settings a=1, format = 'CSV'", False, ["a", "format"]),
+        ("set a=1, b=2", False, ["a", "b"]),
+        ("SELECT a AS settings, format FROM t", False, []),
+    ],
+)
+def test_the_settings_of_a_statement(sql: str, normal: bool, names: list[str]) -> None:
+    assert list(statements.settings(sql.encode(), normal=normal)) == names
+
+
+def test_a_quote_may_be_of_any_kind() -> None:
+    sql = "SELECT ‘it's’, $$it's$$, $x$'$$x$ INTO OUTFILE 'x'"
+    assert statements.words(sql.encode()) == ["select", "into", "outfile"]
 
 
 @pytest.mark.parametrize(
