@@ -147,8 +147,8 @@ def _publish(rate: int, seconds: float, sent: list[tuple[float, int]]) -> int:
 @contextmanager
 def everything(folder: Path, parallelism: int) -> Iterator[str]:
     """Emulator, database, cluster and job; the database's URL."""
-    from meterline.runners import pubsub
-    from meterline.runners.emulator import emulator
+    from meterline.runners.pubsub import client as pubsub
+    from meterline.runners.pubsub.emulator import emulator
     from meterline.transforms import clickhouse
 
     prices = folder / "prices"

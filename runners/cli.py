@@ -22,12 +22,12 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from meterline.runners import pubsub_commands
 from meterline.runners.clickhouse_server.command import app as clickhouse_app
 from meterline.runners.dataflow.place import DataflowError, Place
 from meterline.runners.flink.commands import app as flink_app
 from meterline.runners.flink.home import FlinkError
 from meterline.runners.metrics.command import metrics
+from meterline.runners.pubsub import commands as pubsub_commands
 from meterline.runners.rate_stream import Elsewhere, Engine, rate_here, rate_on_dataflow, rate_on_flink
 from meterline.schemas.catalog import Catalog
 from meterline.schemas.catalog_files import CatalogError, catalog_json_schema, check_catalog, load_catalog
@@ -706,7 +706,7 @@ def main() -> None:
 def _told(error: Exception) -> int:
     from meterline.runners.explain import NotFound
     from meterline.runners.jobs import InputError
-    from meterline.runners.pubsub import PubSubError, UnknownName
+    from meterline.runners.pubsub.client import PubSubError, UnknownName
     from meterline.transforms.catalogs import ChangedCatalogError
     from meterline.transforms.clickhouse import DatabaseError
     from meterline.transforms.rules.periods import PeriodError

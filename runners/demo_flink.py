@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from meterline.runners.emulator import end as end_process
-from meterline.runners.emulator import launch
 from meterline.runners.flink import cluster, home, jobs
 from meterline.runners.flink.rest import RestError
+from meterline.runners.pubsub.emulator import end as end_process
+from meterline.runners.pubsub.emulator import launch
 from meterline.schemas.catalog import Catalog
 from meterline.transforms import clickhouse
 

@@ -27,12 +27,13 @@ from rich.live import Live
 from rich.rule import Rule
 from rich.text import Text
 
-from meterline.runners import demo_flink, pubsub, tables
+from meterline.runners import demo_flink, tables
 from meterline.runners.demo import quickstart, usage_lines
 from meterline.runners.direct_stream import HORIZON, BatchSize, rate_subscription
-from meterline.runners.emulator import emulator
 from meterline.runners.jobs import InputError, RateReport
-from meterline.runners.publish import Producer
+from meterline.runners.pubsub import client as pubsub
+from meterline.runners.pubsub.emulator import emulator
+from meterline.runners.pubsub.publish import Producer
 from meterline.schemas.catalog import Catalog
 from meterline.schemas.catalog_files import load_catalog
 from meterline.schemas.event import EARLIEST_TIME, parse_time

@@ -28,7 +28,8 @@ from google.api_core import exceptions as google
 from google.api_core import retry as retrying
 
 from meterline.pipelines import rate_usage
-from meterline.runners import jobs, pubsub
+from meterline.runners import jobs
+from meterline.runners.pubsub import client as pubsub
 from meterline.schemas.catalog import Catalog
 from meterline.schemas.event import EARLIEST_TIME, microseconds
 from meterline.transforms import catalogs, clickhouse

@@ -19,7 +19,7 @@ from typing import Any
 
 from meterline.runners.flink import processes
 from meterline.runners.flink.rest import Checkpoints, Flink, RestError
-from meterline.runners.publish import Producer
+from meterline.runners.pubsub.publish import Producer
 from tests.flink.conftest import FlinkCommand
 from tests.flink.emulator import Topic
 from tests.flink.failing import ClickHouse, Proxy, kill

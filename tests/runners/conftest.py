@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 import pytest
 
-from meterline.runners import pubsub
-from meterline.runners.emulator import HOST, emulator, find_jar, find_java
+from meterline.runners.pubsub import client as pubsub
+from meterline.runners.pubsub.emulator import HOST, emulator, find_jar, find_java
 
 
 class Names(NamedTuple):

@@ -17,12 +17,13 @@ from typing import Any
 import pytest
 from google.api_core import exceptions as google
 
-from meterline.runners import demo_flink, demo_stream, direct_stream, pubsub
+from meterline.runners import demo_flink, demo_stream, direct_stream
 from meterline.runners.demo import EVENT_TYPE, quickstart
 from meterline.runners.direct_stream import BatchSize, rate_subscription
 from meterline.runners.flink import home
 from meterline.runners.jobs import RateReport
-from meterline.runners.publish import Producer, usage_event
+from meterline.runners.pubsub import client as pubsub
+from meterline.runners.pubsub.publish import Producer, usage_event
 from meterline.schemas.catalog import Catalog
 from meterline.schemas.catalog_files import load_catalog
 from meterline.transforms import catalogs, clickhouse
@@ -211,7 +212,8 @@ def test_nothing_is_acknowledged_that_is_not_stored(
 
 KILLED = """
 import os, signal, sys
-from meterline.runners import cli, direct_stream, pubsub
+from meterline.runners import cli, direct_stream
+from meterline.runners.pubsub import client as pubsub
 pubsub.ACK_DEADLINE_SECONDS = 1
 def die(self):
     os.kill(os.getpid(), signal.SIGKILL)

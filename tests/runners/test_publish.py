@@ -21,10 +21,11 @@ import grpc
 import pytest
 from google.pubsub_v1.types import PublishRequest, PublishResponse
 
-from meterline.runners import pubsub, pubsub_commands
-from meterline.runners.emulator import HOST, emulator, find_jar
-from meterline.runners.publish import MAX_MESSAGE_BYTES, NotPublished, Producer, event_id, usage_event
-from meterline.runners.tail import Seen
+from meterline.runners.pubsub import client as pubsub
+from meterline.runners.pubsub import commands as pubsub_commands
+from meterline.runners.pubsub.emulator import HOST, emulator, find_jar
+from meterline.runners.pubsub.publish import MAX_MESSAGE_BYTES, NotPublished, Producer, event_id, usage_event
+from meterline.runners.pubsub.tail import Seen
 from meterline.schemas.event import EventError, Reason, parse_event
 from meterline.transforms.messages import records_of
 from tests.command import Command
@@ -403,7 +404,7 @@ def subscriptions(topic: str) -> list[str]:
 
 def test_the_emulator_ends_with_the_process_that_started_it(emulator_host: str) -> None:
     program = (
-        "import sys, time\nfrom meterline.runners.emulator import emulator\n"
+        "import sys, time\nfrom meterline.runners.pubsub.emulator import emulator\n"
         "with emulator() as host:\n    print(host, flush=True)\n    time.sleep(600)\n"
     )
     parent = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from google.api_core import exceptions as google
 
-from meterline.runners import pubsub
+from meterline.runners.pubsub import client as pubsub
 from meterline.schemas.event import Event, EventError, parse_event
 from meterline.transforms.messages import records_of
 

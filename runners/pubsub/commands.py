@@ -23,7 +23,7 @@ from rich.text import Text
 from meterline.runners import tables
 
 if TYPE_CHECKING:  # Loading them loads Beam.
-    from meterline.runners.tail import Seen
+    from meterline.runners.pubsub.tail import Seen
 
 
 class Packing(StrEnum):
@@ -56,7 +56,7 @@ def register(app: typer.Typer, out: Console, err: Console) -> None:
 
         Publishing a file again is harmless: an event counts once by (tenant, source, id).
         """
-        from meterline.runners.publish_files import publish_files
+        from meterline.runners.pubsub.publish_files import publish_files
 
         packing: Any = None if compress is Packing.none else compress.value
         with _progress(err, as_json) as on_progress:
@@ -91,7 +91,7 @@ def register(app: typer.Typer, out: Console, err: Console) -> None:
 
         They come through a subscription of this command's own, which is deleted at the end: nobody misses one.
         """
-        from meterline.runners.tail import events_of, own_subscription
+        from meterline.runners.pubsub.tail import events_of, own_subscription
 
         with _interruptible(), own_subscription(topic) as subscription:
             err.print(f"watching {topic} through {subscription}; Ctrl-C ends", highlight=False, soft_wrap=True)
@@ -128,7 +128,7 @@ def register(app: typer.Typer, out: Console, err: Console) -> None:
         subscription: Annotated[list[str] | None, typer.Option(help="Subscription on it. Repeatable.")] = None,
     ) -> None:
         """Create a topic, and subscriptions on it; what is there already stays."""
-        from meterline.runners import pubsub
+        from meterline.runners.pubsub import client as pubsub
 
         for name in subscription or ():
             pubsub.checked(name, "subscriptions")  # All names, before anything is created.
@@ -139,7 +139,7 @@ def register(app: typer.Typer, out: Console, err: Console) -> None:
     @group.command()
     def emulator() -> None:
         """Run the Pub/Sub emulator until Ctrl-C; what it holds goes with it. Needs Java and the Google Cloud SDK's."""
-        from meterline.runners.emulator import emulator as running
+        from meterline.runners.pubsub.emulator import emulator as running
 
         with _interruptible(), running() as host:
             out.print(f"export PUBSUB_EMULATOR_HOST={host}", highlight=False)

@@ -6,9 +6,9 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
-from meterline.runners import pubsub
 from meterline.runners.jobs import InputError, find_files
-from meterline.runners.publish import Producer, Published
+from meterline.runners.pubsub import client as pubsub
+from meterline.runners.pubsub.publish import Producer, Published
 from meterline.schemas.event import EventError
 from meterline.transforms.read import Part, Unreadable, read_part
 

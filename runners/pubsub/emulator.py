@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from meterline.runners.pubsub import PubSubError
+from meterline.runners.pubsub.client import PubSubError
 
 JAR = "METERLINE_PUBSUB_EMULATOR_JAR"
 HOST = "PUBSUB_EMULATOR_HOST"

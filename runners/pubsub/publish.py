@@ -1,6 +1,6 @@
 """Publish usage events to Pub/Sub, without losing one and without minting a second name for one.
 
-    from meterline.runners.publish import Producer, event_id, usage_event
+    from meterline.runners.pubsub.publish import Producer, event_id, usage_event
 
     with Producer("projects/my-project/topics/usage") as producer:
         for row in rows:
@@ -36,7 +36,7 @@ import zstandard
 from google.api_core import exceptions as google
 from google.api_core import retry as retrying
 
-from meterline.runners import pubsub
+from meterline.runners.pubsub import client as pubsub
 from meterline.schemas.event import DEFAULT_TENANT, MAX_RECORD_BYTES, EventError, Reason, parse_event
 
 MAX_MESSAGE_BYTES = 9_000_000  # Pub/Sub takes 10 MB, with attributes and what its protocol adds.

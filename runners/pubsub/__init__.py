@@ -1,0 +1,1 @@
+"""Pub/Sub from this machine: publishing, watching, and the emulator."""
