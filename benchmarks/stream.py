@@ -7,6 +7,7 @@ import argparse
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -193,6 +194,7 @@ def main() -> None:
     from rich.console import Console
     from rich.table import Table
 
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(143))  # So that nothing of it lives on.
     folder = Path(tempfile.mkdtemp(prefix="meterline-stream-"))
     found = []
     try:
