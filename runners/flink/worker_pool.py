@@ -22,16 +22,7 @@ _LOG = logging.getLogger("meterline.worker_pool")
 
 # A worker that is asked to stop ends by itself, as its TaskManager hangs up.
 _PATIENCE_SECONDS = 10
-# The cache of state measures each cell by walking it, about 1 ms for each element of a stateful step: it is off.
-_WORKER = """
-import grpc, logging, sys
-logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(process)d %(levelname)s %(name)s: %(message)s")
-from apache_beam.runners.worker.sdk_worker import SdkHarness
-try:
-    SdkHarness(sys.argv[1], worker_id=sys.argv[2], state_cache_size=0, data_buffer_time_limit_ms=-1).run()
-except grpc.RpcError as error:
-    logging.warning("the TaskManager hung up: %s", error.details())
-"""
+_WORKER = "meterline.runners.flink.worker"
 
 
 class _Pool(BeamFnExternalWorkerPoolServicer):
@@ -45,7 +36,7 @@ class _Pool(BeamFnExternalWorkerPoolServicer):
     ) -> beam_fn_api_pb2.StartWorkerResponse:
         name, address = request.worker_id, request.control_endpoint.url
         try:
-            worker = subprocess.Popen([sys.executable, "-c", _WORKER, address, name], stdin=subprocess.DEVNULL)
+            worker = subprocess.Popen([sys.executable, "-m", _WORKER, address, name], stdin=subprocess.DEVNULL)
         except OSError as error:
             return beam_fn_api_pb2.StartWorkerResponse(error=str(error))
         _LOG.info("worker %s for %s is process %d", name, address, worker.pid)
