@@ -25,7 +25,7 @@ from meterline.transforms.messages import BlocksOfMessages
 from meterline.transforms.read import Read
 
 HORIZON = timedelta(days=35)
-SHARDS = 32
+SHARDS = 16
 
 
 @dataclass

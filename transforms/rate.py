@@ -11,7 +11,6 @@ import apache_beam as beam
 from apache_beam.coders import BytesCoder
 from apache_beam.metrics import Metrics
 from apache_beam.transforms.timeutil import TimeDomain
-from apache_beam.transforms.trigger import AccumulationMode, AfterProcessingTime, Repeatedly
 from apache_beam.transforms.userstate import BagStateSpec, ReadModifyWriteStateSpec, TimerSpec, on_timer
 from apache_beam.transforms.window import GlobalWindows
 from apache_beam.typehints.decorators import no_annotations
@@ -40,36 +39,36 @@ class RateUsage(beam.PTransform):
 
     Args:
       keep: How long after its end a billing period may get usage; none where input is bounded, and each key comes once.
-      pane_seconds: How long the usage of a key is collected where input is unbounded.
     """
 
     catalog: beam.pvalue.AsSingleton
     keep: timedelta | None = None
-    pane_seconds: int = 1
 
     @no_annotations
     def expand(self, usage: beam.PCollection[tuple[bytes, bytes]]) -> Rated:
         rate = beam.ParDo(_RateFn(self.keep), self.catalog).with_outputs("rejects", main="line_items")
-        rated = usage | "Collect" >> CollectPanes(None if self.keep is None else self.pane_seconds) | "Rate" >> rate
+        rated = usage | "Collect" >> CollectPanes(is_bounded=self.keep is None) | "Rate" >> rate
         forever = (rated[name] | f"Forever_{name}" >> beam.WindowInto(GlobalWindows()) for name in Rated._fields)
         return Rated(*forever)
 
 
 @dataclass
 class CollectPanes(beam.PTransform):
-    """All usage of a key at once where input is bounded; every few seconds where it is not."""
+    """All usage of a key at once where input is bounded. Where it is not, what a bundle of `meter` has of it: to wait
+    for more costs an engine more than to rate the key again (docs/decisions/0015-a-stream-rates-by-bundle.md).
+    """
 
-    pane_seconds: int | None
+    is_bounded: bool
 
     @no_annotations
     def expand(self, usage: beam.PCollection[tuple[bytes, bytes]]) -> beam.PCollection[tuple[bytes, Iterable[bytes]]]:
-        if self.pane_seconds is not None:
-            usage = usage | "Panes" >> beam.WindowInto(
-                GlobalWindows(),
-                trigger=Repeatedly(AfterProcessingTime(self.pane_seconds)),
-                accumulation_mode=AccumulationMode.DISCARDING,
-            )
-        return usage | "ByKey" >> beam.GroupByKey()
+        if self.is_bounded:
+            return usage | "ByKey" >> beam.GroupByKey()
+        return usage | "Alone" >> beam.Map(_alone).with_output_types(tuple[bytes, Iterable[bytes]])
+
+
+def _alone(keyed: tuple[bytes, bytes]) -> tuple[bytes, list[bytes]]:
+    return keyed[0], [keyed[1]]
 
 
 # Cells of a state that are read with each pane: those of the last hours, and as many of before.

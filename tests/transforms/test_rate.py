@@ -355,7 +355,7 @@ def test_a_stream_writes_a_row_for_each_pane(catalog: Catalog) -> None:
         side = beam.pvalue.AsSingleton(pipeline | "Catalog" >> beam.Create([catalog], reshuffle=False))
         usage = pipeline | stream.advance_watermark_to_infinity()
         usage = usage | beam.Map(lambda pair: pair).with_output_types(tuple[bytes, bytes])
-        found = usage | RateUsage(side, KEEP, pane_seconds=5)
+        found = usage | RateUsage(side, KEEP)
         told = found.line_items | beam.Map(lambda row: ((row.window_start - START) // HOUR, row.revision))
         assert_that(told, check)
 
