@@ -60,7 +60,7 @@ class Scenario(NamedTuple):
     """A world and how it comes in.
 
     `inputs` are the records of each run in their order; `ordered` says whether that order decides anything, `in_turn`
-    whether the order of the runs does.
+    whether the order of the runs does. In a quiet one all is rated before something comes that was received later.
     """
 
     seed: int
@@ -74,6 +74,7 @@ class Scenario(NamedTuple):
     fault_rate: float
     weak_spot: str
     is_stream: bool
+    is_quiet: bool
 
     @property
     def books(self) -> Books:
@@ -102,7 +103,8 @@ def imagine(seed: int) -> Scenario:
     # A stream has a horizon, and takes no voids.
     is_stream = world.horizon is not None and not has_voids and rng.random() < 0.8
     in_turn = ordered or has_voids
-    return Scenario(seed, world, inputs, ordered, in_turn, shards, sizes, ahead, rate, weak_spot, is_stream)
+    is_quiet = is_stream and rng.random() < 0.4
+    return Scenario(seed, world, inputs, ordered, in_turn, shards, sizes, ahead, rate, weak_spot, is_stream, is_quiet)
 
 
 def is_large(seed: int) -> bool:
@@ -222,6 +224,7 @@ class Sink:
     _query: Any = field(default_factory=lambda: clickhouse.query)
     _arrived: dict[str, list[pa.Table]] = field(default_factory=lambda: {table: [] for table in TABLES[::-1]})
     _late: list[tuple[str, pa.Table]] = field(default_factory=list)
+    _last: list[tuple[str, pa.Table]] = field(default_factory=list)  # come when all else is over
     _visible: Random = field(default_factory=lambda: Random(0))
 
     def insert(self, url: str, table: str, rows: pa.Table) -> None:
@@ -234,11 +237,11 @@ class Sink:
             if place == "stored":
                 self._store(table, part)
             elif place == "late":
-                self._late.append((table, part))
+                self._delay(table, part)
             raise Crash
         self._store(table, rows)
         if self.rng.random() < 0.15:
-            self._late.append((table, rows))
+            self._delay(table, rows)
         self.faults.step("stored")
 
     def query(self, url: str, sql: str, *args: Any, **options: Any) -> pa.Table:
@@ -267,13 +270,16 @@ class Sink:
 
     def begin(self) -> None:
         """A run begins: what an earlier one sent to the archive is stored by now, or never will be."""
-        late, self._late = self._late, []
-        for table, rows in late:
-            if table not in ARCHIVE:
-                self._late.append((table, rows))
-            elif self.rng.random() < 0.5:
-                self._store(table, rows)
+        for waiting in (self._late, self._last):
+            late = waiting.copy()
+            waiting[:] = [(table, rows) for table, rows in late if table not in ARCHIVE]
+            for table, rows in late:
+                if table in ARCHIVE and self.rng.random() < 0.5:
+                    self._store(table, rows)
         self.flush(*ARCHIVE)
+
+    def _delay(self, table: str, rows: pa.Table) -> None:
+        (self._late if self.rng.random() < 0.7 else self._last).append((table, rows))
 
     def let_late_rows_in(self, chance: float) -> None:
         while self._late and self.rng.random() < chance:
@@ -281,8 +287,9 @@ class Sink:
 
     def settle(self) -> None:
         """The end of all that was late; what nobody acknowledged may never come."""
-        self.rng.shuffle(self._late)
-        for table, rows in self._late:
+        late = self._late + self._last
+        self.rng.shuffle(late)
+        for table, rows in late:
             if self.rng.random() < 0.8:
                 self._store(table, rows)
         self.flush(*TABLES)
@@ -387,7 +394,7 @@ class Run:
         has_read = now.position == len(self.arrivals)
         is_stream = self.job.keep is not None
         due = []
-        if not has_read:
+        if not has_read and not (self.scenario.is_quiet and self._waits(now)):
             due.append(self._attribute)
         if now.pieces:
             due.append(self._deduplicate)
@@ -397,6 +404,10 @@ class Run:
         if now.usage and (is_stream or not due):
             due.append(self._rate)
         self.rng.choice(due)(worker, now)
+
+    def _waits(self, now: Progress) -> bool:
+        """Whether what comes next was received later than something that is on its way."""
+        return any(received < microseconds(self.arrivals[now.position].received) for received in now.pending())
 
     def _attribute(self, worker: engine.Worker, now: Progress) -> None:
         pieces, touched = worker.attribute(self._blocks(now))
