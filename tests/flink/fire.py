@@ -25,8 +25,10 @@ from tests.flink.emulator import Topic
 from tests.flink.failing import ClickHouse, Proxy, kill
 from tests.flink.usage import HORIZON, Usage
 
-# An odd number: each kind comes with and without slow checkpoints.
-KINDS = ("taskmanager", "worker", "jobmanager", "clickhouse", "connection")
+# What restores the job from a checkpoint, each as often as it stands here; and what the job may outlive without.
+RESTORING = ("taskmanager", "worker", "jobmanager", "taskmanager", "worker")
+OUTLIVED = ("clickhouse", "connection")
+KINDS = (*dict.fromkeys(RESTORING), *OUTLIVED)
 EVENTS_PER_MESSAGE = 250
 PATIENCE_SECONDS = 300
 
@@ -88,7 +90,8 @@ class Publishing(threading.Thread):
 
 @dataclass(frozen=True)
 class Kill:
-    """One kill, and what became of it; in seconds after it.
+    """One kill, and what became of it; in seconds after it. It counts when work was acknowledged before it, and the job
+    was restored from a checkpoint after it.
 
     Args:
       slow: Whether checkpoints were stretched.
@@ -109,6 +112,10 @@ class Kill:
     goes_on: float
     restores: int
     note: str
+
+    @property
+    def counts(self) -> bool:
+        return self.stored_before > 0 and self.checkpoints_before > 1 and (self.restored is not None or self.restores > 0)
 
 
 class Stream:
@@ -200,8 +207,10 @@ def meterline(*words: object, environment: dict[str, str]) -> subprocess.Complet
 
 
 def schedule(kills: int, seed: str) -> list[tuple[str, bool]]:
-    """Kinds of kills, each as often as the others, half of them while checkpoints are stretched."""
-    found = [(KINDS[n % len(KINDS)], bool(n % 2)) for n in range(kills)]
+    """Kinds of kills: so many that restore the job, and some more; half of each kind while checkpoints are stretched."""
+    kinds = [RESTORING[n % len(RESTORING)] for n in range(kills)]
+    kinds += [OUTLIVED[n % len(OUTLIVED)] for n in range(-(-kills * 3 // 10))]
+    found = [(kind, bool(kinds[:n].count(kind) % 2)) for n, kind in enumerate(kinds)]
     random.Random(f"{seed} schedule").shuffle(found)
     return found
 
@@ -322,6 +331,7 @@ def show(kills: list[Kill], further: dict[str, float], seed: str) -> str:
         if took:
             middle = took[len(took) // 2]
             lines.append(f"{kind}: goes on after {took[0]:.1f} to {took[-1]:.1f} s, the middle one {middle:.1f} s")
+    lines.append(f"{sum(one.counts for one in kills)} of {len(kills)} kills count: the job was restored after them")
     lines += [f"{what}: {seconds:.1f} s" for what, seconds in further.items()]
     return "\n".join(lines)
 
