@@ -115,7 +115,9 @@ class Kill:
 
     @property
     def counts(self) -> bool:
-        return self.stored_before > 0 and self.checkpoints_before > 1 and (self.restored is not None or self.restores > 0)
+        return (
+            self.stored_before > 0 and self.checkpoints_before > 1 and (self.restored is not None or self.restores > 0)
+        )
 
 
 class Stream:
