@@ -209,7 +209,7 @@ def meterline(*words: object, environment: dict[str, str]) -> subprocess.Complet
 
 
 def schedule(kills: int, seed: str) -> list[tuple[str, bool]]:
-    """Kinds of kills: so many that restore the job, and some more; half of each kind while checkpoints are stretched."""
+    """Kinds of kills: so many that restore the job, and some more; half of each while checkpoints are stretched."""
     kinds = [RESTORING[n % len(RESTORING)] for n in range(kills)]
     kinds += [OUTLIVED[n % len(OUTLIVED)] for n in range(-(-kills * 3 // 10))]
     found = [(kind, bool(kinds[:n].count(kind) % 2)) for n, kind in enumerate(kinds)]

@@ -1,7 +1,7 @@
 """What a stream on Flink stores under kills of all its parts is what one clean run over the same events stores.
 
-METERLINE_FIRE_SEED replays the kills of a run, METERLINE_FIRE_KILLS (of those that count) and METERLINE_FIRE_EVENTS make
-a smaller one, and METERLINE_FIRE_JSON names a file for the times that recoveries took.
+METERLINE_FIRE_SEED replays the kills of a run, METERLINE_FIRE_KILLS (those that count) and METERLINE_FIRE_EVENTS make a
+smaller one, and METERLINE_FIRE_JSON names a file for the times that recoveries took.
 """
 
 from __future__ import annotations
