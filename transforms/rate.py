@@ -25,7 +25,7 @@ from meterline.transforms.rules.aggregation import FOLDED, add, cumulative
 from meterline.transforms.rules.attribution import Priced, directory
 from meterline.transforms.rules.line_items import line_items
 from meterline.transforms.rules.money import MoneyError, QuantityError
-from meterline.transforms.rules.pricing import RateCardError
+from meterline.transforms.rules.prices.parts import RateCardError
 
 
 class Rated(NamedTuple):

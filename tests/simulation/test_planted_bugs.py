@@ -17,6 +17,7 @@ from meterline.schemas.records import LineItem, Reject
 from meterline.transforms import attribute, deduplicate, meter, rate, recall
 from meterline.transforms.columns import symbols
 from meterline.transforms.rules import aggregation, attribution, line_items, money, pricing
+from meterline.transforms.rules.prices import parts
 from tests.conftest import empty_tables
 
 from .auditor import audit
@@ -55,7 +56,7 @@ def rounded_to_12_places(patch: pytest.MonkeyPatch) -> None:
     def coarse(numerator: Decimal | int, denominator: Decimal | int = 1) -> Decimal:
         return money.round_amount(numerator, denominator).quantize(Decimal("1E-12"), context=Context(prec=60))
 
-    patch.setattr(pricing, "round_amount", coarse)
+    patch.setattr(parts, "round_amount", coarse)
 
 
 def opening_fee_forgotten(patch: pytest.MonkeyPatch) -> None:
