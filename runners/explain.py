@@ -30,7 +30,8 @@ from meterline.runners.explanation import (
     Voiding,
     visible,
 )
-from meterline.schemas.catalog import AnyPrice, Catalog, Fixed, Package, PerUnit, Subscription
+from meterline.runners.price_words import TierTerms, in_words, tier_terms
+from meterline.schemas.catalog import AnyPrice, Catalog, Fixed, Subscription
 from meterline.schemas.records import RatingKey, line_item_id
 from meterline.schemas.voids import VOID_SOURCE
 from meterline.transforms import clickhouse
@@ -653,8 +654,8 @@ def _catalog_price(book: Directory | None, row: Mapping[str, Any]) -> tuple[Subs
 def _price(ask: _Question, row: Mapping[str, Any], price: AnyPrice | None, tiers: Sequence[Mapping[str, Any]]) -> Price:
     if not row["charge_id"]:
         return Price("", "no charge prices this usage; it is counted at amount 0", "none")
-    if price is not None and all(_unit_price(price, tier["tier"]) == tier["unit_price"] for tier in tiers):
-        return Price(price.model, _in_words(price, ask.unit(row["meter_id"])), "catalog")
+    if price is not None and all(_terms(price, tier) for tier in tiers):
+        return Price(price.model, in_words(price, ask.unit(row["meter_id"])), "catalog")
     prices = dict.fromkeys(f"tier {tier['tier']} at {tables.number(tier['unit_price'])}" for tier in tiers)
     if price is not None:
         why = f"the catalog now has other prices in version {row['rate_card_version']}"
@@ -665,56 +666,31 @@ def _price(ask: _Question, row: Mapping[str, Any], price: AnyPrice | None, tiers
     return Price("", f"as recorded: {', '.join(prices)} ({why})" if prices else why, "recorded")
 
 
-def _unit_price(price: AnyPrice, tier: int) -> Decimal | None:
-    if isinstance(price, PerUnit):
-        return price.unit_price
-    if isinstance(price, Package):
-        return price.package_price
-    if isinstance(price, Fixed) or not 0 < tier <= len(price.tiers):
-        return None
-    return price.tiers[tier - 1].unit_price
-
-
-def _in_words(price: AnyPrice, unit: str) -> str:
-    if isinstance(price, Fixed):
-        return f"fixed fee: {price.amount:,f} for each billing period"
-    if isinstance(price, Package):
-        started = "a started one is paid" if price.round == "up" else "a started one is not paid"
-        text = f"packages of {tables.number(price.package_size)} at {price.package_price:,f}; {started}"
-        if price.free_units:
-            text += f"; the first {tables.number(price.free_units)} are free"
-        return text + (f"; at least {price.minimum_packages} packages" if price.minimum_packages else "")
-    per = "" if price.per == 1 else f", per {tables.number(price.per)}"
-    if isinstance(price, PerUnit):
-        return f"per unit: {price.unit_price:,f} for {'each' if price.per == 1 else tables.number(price.per)}" + (
-            f" {unit}" if unit else ""
-        )
-    parts, floor = [], _ZERO
-    for tier in price.tiers:
-        bound = f"{tables.number(tier.up_to)}]" if tier.up_to is not None else "∞)"
-        fee = f" + {tier.flat_fee:,f} flat" if tier.flat_fee else ""
-        parts.append(f"({tables.number(floor)}, {bound} at {tier.unit_price:,f}{fee}")
-        floor = tier.up_to or floor
-    all_units = " (all units at the price that the total reaches)" if price.model == "volume" else ""
-    at_zero = "; the first flat fee is due without usage" if price.first_tier_flat_at_zero else ""
-    return f"{price.model}{per}{all_units}: {'; '.join(parts)}{at_zero}"
+def _terms(price: AnyPrice | None, tier: Mapping[str, Any]) -> TierTerms | None:
+    """What the catalog says of a tier, where it still has the price that the tier was charged at."""
+    terms = tier_terms(price, tier["tier"]) if price is not None else None
+    return terms if terms and terms.unit_price == tier["unit_price"] else None
 
 
 def _tiers(price: AnyPrice | None, tiers: Iterable[Mapping[str, Any]]) -> tuple[Tier, ...]:
     found = []
     for tier in tiers:
-        number, unit_price = tier["tier"], tier["unit_price"]
-        above = up_to = per = packages = None
-        if price is not None and _unit_price(price, number) == unit_price:
-            if isinstance(price, Package):
-                packages = tier["amount"] // unit_price if unit_price else None
-            elif not isinstance(price, Fixed):
-                per = price.per
-                if not isinstance(price, PerUnit):
-                    up_to = price.tiers[number - 1].up_to
-                    above = (price.tiers[number - 2].up_to if number > 1 else None) or _ZERO
+        terms = _terms(price, tier) or TierTerms(tier["unit_price"])
+        packages = None
+        if terms.in_packages and terms.unit_price:
+            packages = (tier["amount"] - tier["flat_fee"]) // terms.unit_price
         found.append(
-            Tier(number, above, up_to, tier["quantity"], unit_price, per, packages, tier["flat_fee"], tier["amount"])
+            Tier(
+                tier["tier"],
+                terms.above,
+                terms.up_to,
+                tier["quantity"],
+                terms.unit_price,
+                terms.per,
+                packages,
+                tier["flat_fee"],
+                tier["amount"],
+            )
         )
     return tuple(found)
 

@@ -290,8 +290,9 @@ def _bounds(tier: Tier) -> str:
 def _times(tier: Tier) -> str:
     if tier.packages is not None:
         packages = "1 package" if tier.packages == 1 else f"{tables.number(tier.packages)} packages"
-        return f"→ {packages} × {tables.number(tier.unit_price)}"
-    price = f"× {tables.number(tier.unit_price)}" if tier.per else f"at {tables.number(tier.unit_price)}"
+        price = f"→ {packages} × {tables.number(tier.unit_price)}"
+    else:
+        price = f"× {tables.number(tier.unit_price)}" if tier.per else f"at {tables.number(tier.unit_price)}"
     per = "" if tier.per in (None, 1) else f" / {tables.number(tier.per)}"
     return (
         price

@@ -15,7 +15,7 @@ from enum import StrEnum
 from functools import cache, cached_property
 from importlib import resources
 from itertools import takewhile
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -243,21 +243,50 @@ class Tier(Record):
     )
     unit_price: Price = Decimal(0)
     flat_fee: Price = Field(Decimal(0), description="Due once a unit reaches the tier.")
+    package_price: (
+        Annotated[Price, _decimal_schema("Currency units for one package, in place of `unit_price`.")] | None
+    ) = None
+    package_size: Annotated[PositiveQuantity, _decimal_schema("Units of the meter in one package.")] | None = None
+    round: Literal["up", "down"] = Field("up", description="Whether a started package is paid.")
+
+    @model_validator(mode="after")
+    def _sold_one_way(self) -> Tier:
+        if self.package_price is not None and self.package_size is None:
+            raise _misplaced("`package_size` is missing, the units that it buys", at=("package_price",))
+        if self.package_size is None:
+            if "round" in self.model_fields_set:
+                raise _misplaced("only packages are rounded, `package_size` is missing", at=("round",))
+            return self
+        if self.package_price is None:
+            raise _misplaced("`package_price` is missing, what one package costs", at=("package_size",))
+        if "unit_price" in self.model_fields_set:
+            raise _misplaced("the tier is sold in packages, leave `unit_price` out", at=("unit_price",))
+        return self
 
 
-def _ascending(tiers: Sequence[Tier]) -> Sequence[Tier]:
+class Step(Record):
+    """Usage in (previous up_to, up_to], at one price however much of it is used."""
+
+    up_to: PositiveQuantity | None = Field(None, description="Last unit of the step; none for no end.")
+    price: Annotated[Price, _decimal_schema("Currency units for all usage up to the step's end, in quotes.")]
+
+
+_Bounded = TypeVar("_Bounded", bound="Tier | Step")
+
+
+def _ascending(tiers: Sequence[_Bounded]) -> Sequence[_Bounded]:
     floor = Decimal(0)
     for number, tier in enumerate(tiers, start=1):
         if tier.up_to is None:
             if number < len(tiers):
-                raise _misplaced("`up_to` is missing, only the last tier may be without end", at=(number - 1,))
+                raise _misplaced("`up_to` is missing, only the last one may be without end", at=(number - 1,))
         elif tier.up_to <= floor:
             raise _misplaced(f"ends at {tier.up_to}, it must end above {floor}", at=(number - 1, "up_to"))
         else:
             floor = tier.up_to
     if tiers[-1].up_to is not None:
         raise _misplaced(
-            f"the last tier ends at {floor}, leave its `up_to` out so that all usage has a price",
+            f"the last one ends at {floor}, leave its `up_to` out so that all usage has a price",
             at=(len(tiers) - 1, "up_to"),
         )
     return tiers
@@ -299,6 +328,14 @@ class Volume(Record):
     first_tier_flat_at_zero: Flag = Field(False, description="Whether the first tier's flat fee is due without usage.")
 
 
+class Stairstep(Record):
+    """One price for all usage: that of the highest step reached. Also called capacity pricing."""
+
+    model: Literal["stairstep"]
+    steps: Annotated[tuple[Step, ...], Field(min_length=1), AfterValidator(_ascending)]
+    first_step_at_zero: Flag = Field(False, description="Whether the first step's price is due without usage.")
+
+
 class Package(Record):
     """Usage is sold in packages."""
 
@@ -317,8 +354,8 @@ class Fixed(Record):
     amount: Price
 
 
-UsagePrice = Annotated[PerUnit | Graduated | Volume | Package, Field(discriminator="model")]
-AnyPrice = Annotated[PerUnit | Graduated | Volume | Package | Fixed, Field(discriminator="model")]
+UsagePrice = Annotated[PerUnit | Graduated | Volume | Stairstep | Package, Field(discriminator="model")]
+AnyPrice = Annotated[UsagePrice | Fixed, Field(discriminator="model")]
 
 
 class RateCardVersion(Record):

@@ -37,6 +37,8 @@ from meterline.schemas.catalog import (
     RateCard,
     RateCardVersion,
     Record,
+    Stairstep,
+    Step,
     Subscription,
     Tier,
     Volume,
@@ -56,6 +58,7 @@ _PRICES: dict[str, type[Record]] = {
     "per_unit": PerUnit,
     "graduated": Graduated,
     "volume": Volume,
+    "stairstep": Stairstep,
     "package": Package,
     "fixed": Fixed,
 }
@@ -66,6 +69,7 @@ _MODELS: dict[str, type[Record]] = {
     "versions": RateCardVersion,
     "charges": Charge,
     "tiers": Tier,
+    "steps": Step,
 }
 _SINGULAR = {
     "meters": "meter",
@@ -77,6 +81,7 @@ _SINGULAR = {
     "prices": "price",
     "charges": "charge",
     "tiers": "tier",
+    "steps": "step",
     "subjects": "subject",
     "dimensions": "dimension",
 }

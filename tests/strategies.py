@@ -9,7 +9,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from meterline.schemas.catalog import Graduated, Package, PerUnit, Tier, UsagePrice, Volume
+from meterline.schemas.catalog import Graduated, Package, PerUnit, Stairstep, Step, Tier, UsagePrice, Volume
 from meterline.schemas.event import NUMBER
 
 Strategy = st.SearchStrategy
@@ -30,22 +30,40 @@ quantities = st.one_of(
     st.integers(0, 10**38 - 1).map(lambda value: Decimal(f"{value}E-12")),
 )
 unit_prices = st.one_of(st.integers(0, 9).map(Decimal), decimals(10, 18))
+roundings = st.sampled_from(["up", "down"])
 pers = st.sampled_from([Decimal(per) for per in ("1", "3", "1000", "1000000", "0.7", "0.000000000001")])
+
+
+package_sizes = st.one_of(st.integers(1, 10).map(Decimal), decimals(10, 12).filter(bool))
+bounds = st.one_of(st.integers(1, 30).map(Decimal), decimals(1000, 12).filter(bool))
+
+
+@st.composite
+def tiers_up_to(draw: st.DrawFn, up_to: Decimal | None) -> Tier:
+    flat_fee = draw(st.one_of(st.just(Decimal(0)), unit_prices))
+    if draw(st.integers(0, 2)):
+        return Tier(up_to=up_to, unit_price=draw(unit_prices), flat_fee=flat_fee)
+    return Tier(
+        up_to=up_to,
+        flat_fee=flat_fee,
+        package_price=draw(unit_prices),
+        package_size=draw(package_sizes),
+        round=draw(roundings),
+    )
 
 
 @st.composite
 def tier_lists(draw: st.DrawFn, max_tiers: int = 4) -> tuple[Tier, ...]:
-    bounds = draw(
-        st.lists(
-            st.one_of(st.integers(1, 30).map(Decimal), decimals(1000, 12).filter(bool)),
-            max_size=max_tiers - 1,
-            unique=True,
-        )
-    )
-    return tuple(
-        Tier(up_to=bound, unit_price=draw(unit_prices), flat_fee=draw(st.one_of(st.just(Decimal(0)), unit_prices)))
-        for bound in [*sorted(bounds), None]
-    )
+    ends = draw(st.lists(bounds, max_size=max_tiers - 1, unique=True))
+    return tuple(draw(tiers_up_to(end)) for end in [*sorted(ends), None])
+
+
+@st.composite
+def stairsteps(draw: st.DrawFn, rising: bool = False) -> Stairstep:
+    ends = [*sorted(draw(st.lists(bounds, max_size=3, unique=True))), None]
+    prices = [draw(unit_prices) for _ in ends]
+    steps = [Step(up_to=end, price=price) for end, price in zip(ends, sorted(prices) if rising else prices)]
+    return Stairstep(model="stairstep", steps=tuple(steps), first_step_at_zero=draw(st.booleans()))
 
 
 per_unit_prices = st.builds(PerUnit, model=st.just("per_unit"), unit_price=unit_prices, per=pers)
@@ -65,13 +83,15 @@ package_prices = st.builds(
     Package,
     model=st.just("package"),
     package_price=unit_prices,
-    package_size=st.one_of(st.integers(1, 10).map(Decimal), decimals(10, 12).filter(bool)),
-    round=st.sampled_from(["up", "down"]),
+    package_size=package_sizes,
+    round=roundings,
     free_units=st.one_of(st.just(Decimal(0)), decimals(20, 12)),
     minimum_packages=st.integers(0, 3),
 )
-rising_prices: Strategy[UsagePrice] = st.one_of(per_unit_prices, tiered_prices(Graduated), package_prices)
-usage_prices: Strategy[UsagePrice] = st.one_of(rising_prices, tiered_prices(Volume))
+rising_prices: Strategy[UsagePrice] = st.one_of(
+    per_unit_prices, tiered_prices(Graduated), stairsteps(rising=True), package_prices
+)
+usage_prices: Strategy[UsagePrice] = st.one_of(rising_prices, tiered_prices(Volume), stairsteps())
 
 small_quantities = st.one_of(st.integers(0, 30).map(Decimal), decimals(1000, 12))
 """Quantities that any of the prices turns into an amount that can be kept."""
@@ -81,10 +101,11 @@ small_quantities = st.one_of(st.integers(0, 30).map(Decimal), decimals(1000, 12)
 def usage_of(draw: st.DrawFn, prices: Strategy[UsagePrice]) -> tuple[UsagePrice, list[Decimal]]:
     """A price and the cumulative quantities of a key's cells: often at a bound, and sometimes falling."""
     price = draw(prices)
-    bounds = [tier.up_to for tier in getattr(price, "tiers", ()) if tier.up_to is not None]
+    bounded = getattr(price, "tiers", getattr(price, "steps", ()))
+    ends = [tier.up_to for tier in bounded if tier.up_to is not None]
     least = Decimal("1E-12")
-    beside = [bound + step for bound in bounds for step in (-least, least)]
-    edges = [st.sampled_from(near) for near in (bounds, beside) if near]
+    beside = [end + step for end in ends for step in (-least, least)]
+    edges = [st.sampled_from(near) for near in (ends, beside) if near]
     return price, draw(st.lists(st.one_of(*edges, small_quantities), min_size=1, max_size=8))
 
 

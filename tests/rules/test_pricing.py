@@ -9,12 +9,12 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from meterline.schemas.catalog import Fixed, Graduated, Package, PerUnit, Tier, UsagePrice, Volume
+from meterline.schemas.catalog import Fixed, Graduated, Package, PerUnit, Stairstep, Step, Tier, UsagePrice, Volume
+from meterline.schemas.records import TierCharge
 from meterline.transforms.rules.money import MoneyError, QuantityError
 from meterline.transforms.rules.periods import billing_period, billing_periods, period_with_label
+from meterline.transforms.rules.prices.parts import RateCardError
 from meterline.transforms.rules.pricing import (
-    RateCardError,
-    TierCharge,
     charge,
     charge_interval,
     charge_parts,
@@ -38,6 +38,19 @@ PACKAGE = Package(model="package", package_price=Decimal(15), package_size=Decim
 FULL_PACKAGE = Package(model="package", package_price=Decimal(15), package_size=Decimal(10), round="down")
 FREE_PACKAGE = Package(model="package", package_price=Decimal(15), package_size=Decimal(10), free_units=Decimal(5))
 MINIMUM = Package(model="package", package_price=Decimal(15), package_size=Decimal(10), minimum_packages=2)
+UNITS_THEN_PACKAGES = (
+    Tier(up_to=Decimal(100), unit_price=Decimal("0.10")),
+    Tier(package_price=Decimal(4), package_size=Decimal(50)),
+)
+PACKAGED = Graduated(model="graduated", tiers=UNITS_THEN_PACKAGES)
+VOLUME_PACKAGED = Volume(model="volume", tiers=UNITS_THEN_PACKAGES)
+FULL_ONLY = Tier(
+    package_price=Decimal(4), package_size=Decimal(50), round="down", flat_fee=Decimal(3), up_to=Decimal(120)
+)
+PACKAGED_DOWN = Graduated(model="graduated", tiers=(FULL_ONLY, Tier(unit_price=Decimal(1))))
+STEPS = (Step(up_to=Decimal(10), price=Decimal(20)), Step(price=Decimal(50)))
+STAIRSTEP = Stairstep(model="stairstep", steps=STEPS)
+STAIRSTEP_FROM_ZERO = Stairstep(model="stairstep", steps=STEPS, first_step_at_zero=True)
 
 
 def tier_charge(tier: int, quantity: str, unit_price: str, flat_fee: str, amount: str) -> TierCharge:
@@ -73,6 +86,17 @@ def tier_charge(tier: int, quantity: str, unit_price: str, flat_fee: str, amount
         pytest.param(FREE_PACKAGE, "15", "15", id="package: packages begin after them"),
         pytest.param(MINIMUM, "0", "30", id="package: the minimum is due without usage"),
         pytest.param(MINIMUM, "21", "45", id="package: above the minimum"),
+        pytest.param(PACKAGED, "100", "10", id="packages in a tier: none below it"),
+        pytest.param(PACKAGED, "160", "18", id="packages in a tier: a started one is paid"),
+        pytest.param(VOLUME_PACKAGED, "160", "16", id="packages in a volume tier hold all units"),
+        pytest.param(PACKAGED_DOWN, "0", "0", id="packages in a tier: no usage, no fee"),
+        pytest.param(PACKAGED_DOWN, "49", "3", id="packages in a tier, rounded down: only the fee"),
+        pytest.param(PACKAGED_DOWN, "121", "12", id="packages in a tier: 20 units that filled none are free"),
+        pytest.param(STAIRSTEP, "0", "0", id="stairstep: nothing without usage"),
+        pytest.param(STAIRSTEP_FROM_ZERO, "0", "20", id="stairstep: unless the rate card says so"),
+        pytest.param(STAIRSTEP, "0.1", "20", id="stairstep: all of the step is paid"),
+        pytest.param(STAIRSTEP, "10", "20", id="stairstep: the bound is in the lower step"),
+        pytest.param(STAIRSTEP, "10.5", "50", id="stairstep: the step reached is all that is paid"),
     ],
 )  # fmt: skip
 def test_charge(price: UsagePrice, quantity: str, amount: str) -> None:
@@ -126,6 +150,16 @@ def test_charge(price: UsagePrice, quantity: str, amount: str) -> None:
             id="the last digit is what makes the sum right",
         ),
         pytest.param(PER_UNIT, "3 3", "0", [], id="nothing happened"),
+        pytest.param(
+            PACKAGED, "90 160", "9", [tier_charge(1, "10", "0.10", "0", "1"), tier_charge(2, "60", "4", "0", "8")],
+            id="packages in a tier begin with it",
+        ),
+        pytest.param(PACKAGED, "160 199", "0", [tier_charge(2, "39", "4", "0", "0")], id="inside a paid package"),
+        pytest.param(STAIRSTEP, "4 9", "0", [tier_charge(1, "5", "0", "0", "0")], id="stairstep: inside a step"),
+        pytest.param(
+            STAIRSTEP, "4 11", "30", [tier_charge(1, "-4", "0", "-20", "-20"), tier_charge(2, "11", "0", "50", "50")],
+            id="stairstep: the next step replaces the last",
+        ),
         pytest.param(MINIMUM, "0 4", "0", [tier_charge(1, "4", "15", "0", "0")], id="package: minimum paid before"),
     ],
 )  # fmt: skip
@@ -136,7 +170,10 @@ def test_charge_interval(price: UsagePrice, step: str, amount: str, parts: list[
 
 @pytest.mark.parametrize(
     "price",
-    [PER_UNIT, THIRDS, GRADUATED, GRADUATED_FROM_ZERO, VOLUME, VOLUME_FROM_ZERO, PACKAGE, FREE_PACKAGE, MINIMUM],
+    [
+        *(PER_UNIT, THIRDS, GRADUATED, GRADUATED_FROM_ZERO, VOLUME, VOLUME_FROM_ZERO, PACKAGE, FREE_PACKAGE, MINIMUM),
+        *(PACKAGED, VOLUME_PACKAGED, PACKAGED_DOWN, STAIRSTEP, STAIRSTEP_FROM_ZERO),
+    ],
 )
 def test_a_step_between_any_two_edges_costs_the_difference(price: UsagePrice) -> None:
     edges = [Decimal(bound) + Decimal(step) for bound in (5, 10, 15) for step in ("-1E-12", "0", "1E-12")]
@@ -169,13 +206,20 @@ def expected_charge(price: UsagePrice, quantity: Decimal) -> Fraction:
         packages = max(units - Fraction(price.free_units), Fraction(0)) / Fraction(price.package_size)
         whole = -(-packages // 1) if price.round == "up" else packages // 1
         return rounded(max(whole, price.minimum_packages) * Fraction(price.package_price))
+    if isinstance(price, Stairstep):
+        step = next(step for step in price.steps if step.up_to is None or units <= Fraction(step.up_to))
+        return Fraction(step.price) if units or price.first_step_at_zero else Fraction(0)
     if not units:
         return Fraction(price.tiers[0].flat_fee) if price.first_tier_flat_at_zero else Fraction(0)
     total, floor = Fraction(0), Fraction(0)
     for tier in price.tiers:
         ceiling = units if tier.up_to is None else Fraction(tier.up_to)
         inside = min(units, ceiling) - floor if isinstance(price, Graduated) else units
-        part = rounded(inside * Fraction(tier.unit_price) / Fraction(price.per) + Fraction(tier.flat_fee))
+        cost = inside * Fraction(tier.unit_price) / Fraction(price.per)
+        if tier.package_size is not None and tier.package_price is not None:
+            packages = inside / Fraction(tier.package_size)
+            cost = (-(-packages // 1) if tier.round == "up" else packages // 1) * Fraction(tier.package_price)
+        part = rounded(cost + Fraction(tier.flat_fee))
         total = total + part if isinstance(price, Graduated) else part
         if units <= ceiling:
             break
@@ -245,7 +289,7 @@ def test_more_usage_never_costs_less(usage: tuple[UsagePrice, list[Decimal]]) ->
 def test_a_volume_charge_is_the_per_unit_charge_of_one_tier(price: Volume, quantity: Decimal) -> None:
     number = sum(tier.up_to is not None and tier.up_to < quantity for tier in price.tiers)
     tier = price.tiers[number]
-    assume(not tier.flat_fee)
+    assume(not tier.flat_fee and not tier.package_size)
     alone = PerUnit(model="per_unit", unit_price=tier.unit_price, per=price.per)
     assert charge(price, quantity) == charge(alone, quantity)
 

@@ -713,6 +713,8 @@ def charge_for(quantity: Fraction, price: dict[str, Any]) -> Fraction:
     model = price["model"]
     if model == "package":
         return package_charge(quantity, price)
+    if model == "stairstep":
+        return stairstep_charge(quantity, price)
     per = Fraction(given(price, "per") or "1")
     if model == "per_unit":
         return rounded(quantity * Fraction(price["unit_price"]) / per)
@@ -722,28 +724,47 @@ def charge_for(quantity: Fraction, price: dict[str, Any]) -> Fraction:
     for number, tier in enumerate(price["tiers"], start=1):
         up_to = given(tier, "up_to")
         upper = None if up_to is None else Fraction(up_to)
-        unit_price = Fraction(given(tier, "unit_price") or "0")
         flat_fee = Fraction(given(tier, "flat_fee") or "0")
         reached = quantity > lower or (number == 1 and flat_at_zero)
         inside = number == 1 if quantity == 0 else lower < quantity and (upper is None or quantity <= upper)
         if model == "graduated" and reached:
             units = (quantity if upper is None else min(quantity, upper)) - lower
-            total += rounded(units * unit_price / per + flat_fee)
+            total += rounded(cost_in_tier(units, tier, per) + flat_fee)
         if model == "volume" and reached and inside:
-            total += rounded(quantity * unit_price / per + flat_fee)
+            total += rounded(cost_in_tier(quantity, tier, per) + flat_fee)
         if upper is None:
             return total
         lower = upper
     raise AssertionError(f"unknown model {model} or tiers with an end")
 
 
-def package_charge(quantity: Fraction, price: dict[str, Any]) -> Fraction:
-    paid = max(quantity - Fraction(given(price, "free_units") or "0"), Fraction(0))
-    exactly = paid / Fraction(price["package_size"])
+def cost_in_tier(units: Fraction, tier: dict[str, Any], per: Fraction) -> Fraction:
+    if given(tier, "package_size"):
+        return packages_of(units, tier) * Fraction(tier["package_price"])
+    return units * Fraction(given(tier, "unit_price") or "0") / per
+
+
+def packages_of(units: Fraction, sold: dict[str, Any]) -> int:
+    exactly = units / Fraction(sold["package_size"])
     full = exactly.numerator // exactly.denominator
     started = full if full == exactly else full + 1
-    packages = full if given(price, "round") == "down" else started
-    return max(packages, int(given(price, "minimum_packages") or "0")) * Fraction(price["package_price"])
+    return full if given(sold, "round") == "down" else started
+
+
+def package_charge(quantity: Fraction, price: dict[str, Any]) -> Fraction:
+    paid = max(quantity - Fraction(given(price, "free_units") or "0"), Fraction(0))
+    packages = max(packages_of(paid, price), int(given(price, "minimum_packages") or "0"))
+    return packages * Fraction(price["package_price"])
+
+
+def stairstep_charge(quantity: Fraction, price: dict[str, Any]) -> Fraction:
+    if quantity == 0 and not yes(price, "first_step_at_zero"):
+        return Fraction(0)
+    for step in price["steps"]:
+        up_to = given(step, "up_to")
+        if up_to is None or quantity <= Fraction(up_to):
+            return Fraction(step["price"])
+    raise AssertionError("steps with an end")
 
 
 def rounded(value: Fraction) -> Fraction:

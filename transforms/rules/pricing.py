@@ -17,7 +17,7 @@ from meterline.transforms.rules.periods import Period
 from meterline.transforms.rules.prices.package import package
 from meterline.transforms.rules.prices.parts import ZERO, Parts, RateCardError, difference, total
 from meterline.transforms.rules.prices.per_unit import per_unit
-from meterline.transforms.rules.prices.tiers import graduated, volume
+from meterline.transforms.rules.prices.tiers import graduated, stairstep, volume
 
 _SECOND = timedelta(seconds=1)
 
@@ -124,5 +124,6 @@ _MODELS: dict[str, Callable[[Any, Decimal, Decimal], Parts]] = {
     "per_unit": per_unit,
     "graduated": graduated,
     "volume": volume,
+    "stairstep": stairstep,
     "package": package,
 }

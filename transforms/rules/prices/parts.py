@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from decimal import Decimal
+from typing import Literal
 
 from meterline.schemas.records import TierCharge
 from meterline.transforms.rules.money import round_amount
@@ -24,6 +25,17 @@ def part(number: int, units: Decimal, unit_price: Decimal, per: Decimal, flat_fe
     else:
         amount = round_amount(units * unit_price + flat_fee * per, per)
     return (TierCharge(number, units, unit_price, flat_fee, amount),)
+
+
+def package_part(number: int, units: Decimal, package_price: Decimal, packages: Decimal, flat_fee: Decimal) -> Parts:
+    """Units sold in packages, and a fee; `units` are those of the meter, the free ones too."""
+    return (TierCharge(number, units, package_price, flat_fee, round_amount(packages * package_price + flat_fee)),)
+
+
+def package_count(units: Decimal, package_size: Decimal, rounding: Literal["up", "down"]) -> Decimal:
+    """How many packages `units` are, in whole ones."""
+    whole, rest = divmod(units, package_size)
+    return whole + ONE if rest and rounding == "up" else whole
 
 
 def total(parts: Parts) -> Decimal:

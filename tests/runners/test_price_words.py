@@ -1,0 +1,54 @@
+"""The promises of prices in words: every model can be read, and says of each tier what it was charged at."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+
+import pytest
+from hypothesis import given
+
+from meterline.runners.price_words import in_words, tier_terms
+from meterline.schemas.catalog import Graduated, PerUnit, Stairstep, Step, Tier, UsagePrice
+from meterline.transforms.rules.pricing import charge_parts
+from tests import strategies
+
+ONE = Decimal(1)
+
+
+@pytest.mark.parametrize(
+    ("price", "words"),
+    [
+        pytest.param(
+            PerUnit(model="per_unit", unit_price=Decimal("2.5"), per=Decimal(1000000)),
+            "per unit: 2.5 for 1,000,000 token",
+            id="per unit",
+        ),
+        pytest.param(
+            Graduated(
+                model="graduated",
+                tiers=(
+                    Tier(up_to=Decimal(10), unit_price=ONE, flat_fee=ONE),
+                    Tier(package_price=Decimal(4), package_size=Decimal(50), round="down"),
+                ),
+            ),
+            "graduated: (0, 10] at 1 + 1 flat; (10, ∞) at packages of 50 at 4; a started one is not paid",
+            id="packages in a tier",
+        ),
+        pytest.param(
+            Stairstep(model="stairstep", steps=(Step(up_to=Decimal(10), price=ONE), Step(price=Decimal(3)))),
+            "stairstep (one price for all units, that of the step reached): (0, 10] at 1; (10, ∞) at 3",
+            id="stairstep",
+        ),
+    ],
+)
+def test_in_words(price: UsagePrice, words: str) -> None:
+    assert in_words(price, "token") == words
+
+
+@given(price=strategies.usage_prices, quantity=strategies.small_quantities)
+def test_every_part_of_a_charge_has_the_terms_of_its_tier(price: UsagePrice, quantity: Decimal) -> None:
+    assert in_words(price, "")
+    for part in charge_parts(price, quantity):
+        terms = tier_terms(price, part.tier)
+        assert terms is not None
+        assert terms.unit_price == part.unit_price
