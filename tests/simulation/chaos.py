@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime, time, timedelta
@@ -82,11 +82,13 @@ class Scenario(NamedTuple):
         return auditor.audit_arrivals(arrivals, self.world.catalog, self.world.horizon)
 
 
-def imagine(seed: int) -> Scenario:
-    """The scenario of a seed, always the same."""
+def imagine(seed: int, altered: Callable[[World, int], World] | None = None) -> Scenario:
+    """The scenario of a seed, always the same; `altered` may change the prices of its world."""
     rng = Random(f"chaos {seed}")
     ordered = rng.random() < 0.35
     world = generate(seed, LARGE if is_large(seed) else rng.randint(20, 60), conflicts=ordered)
+    if altered is not None:
+        world = altered(world, seed)
     arrivals = _received(rng, world)
     cuts = sorted(rng.randint(0, len(arrivals)) for _ in range(rng.choice([0, 0, 1, 1, 2])))
     inputs = [arrivals[start:end] for start, end in zip([0, *cuts], [*cuts, len(arrivals)])]
@@ -497,14 +499,17 @@ def _without(all_of_them: tuple[bytes, ...], some: list[bytes]) -> tuple[bytes, 
 # --- all of it ------------------------------------------------------------------------------------------
 
 
-def check(seed: int, url: str) -> None:
+def check(seed: int, url: str, altered: Callable[[World, int], World] | None = None) -> None:
     """Play a seed, and compare what ClickHouse holds in the end with the auditor's books.
+
+    Args:
+      altered: As in `imagine`.
 
     Raises:
       Different: they are not equal to the last digit, or some record is nowhere.
     """
     empty(url)
-    scenario = imagine(seed)
+    scenario = imagine(seed, altered)
     counters, forgotten = play(scenario, url)
     books = scenario.books
     compare(stored(url), books, scenario.world.catalog)

@@ -1,0 +1,53 @@
+"""Worlds whose charges have prices of every model. What is generated for a seed stays as it is, but for the prices."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from dataclasses import replace
+from random import Random
+from typing import Any
+
+from .generator import World, make_price, make_tiers, price_text
+
+Price = dict[str, Any]
+
+
+def with_every_model(world: World, seed: int) -> World:
+    """The world with other prices for its metered charges."""
+    rng = Random(f"prices {seed}")
+    catalog = deepcopy(world.catalog)
+    for card in catalog["rate_cards"]:
+        for version in card["versions"]:
+            for charge, price in version["prices"].items():
+                if price["model"] != "fixed":
+                    version["prices"][charge] = any_price(rng)
+    return replace(world, catalog=catalog)
+
+
+def any_price(rng: Random) -> Price:
+    return rng.choice([make_price, _stairstep, _packaged_tiers])(rng)
+
+
+def _stairstep(rng: Random) -> Price:
+    bounds = [tier.get("up_to") for tier in make_tiers(rng)]
+    steps = [{**({"up_to": bound} if bound else {}), "price": price_text(rng)} for bound in bounds]
+    price: Price = {"model": "stairstep", "steps": steps}
+    if rng.random() < 0.5:
+        price["first_step_at_zero"] = rng.choice(["true", "false"])
+    return price
+
+
+def _packaged_tiers(rng: Random) -> Price:
+    price: Price = {"model": rng.choice(["graduated", "volume"]), "tiers": make_tiers(rng)}
+    for tier in price["tiers"]:
+        if rng.random() < 0.6:
+            tier.pop("unit_price", None)
+            tier["package_price"] = price_text(rng)
+            tier["package_size"] = rng.choice(["1", "3", "0.7", "10", "0.001"])
+            if rng.random() < 0.6:
+                tier["round"] = rng.choice(["up", "down"])
+    if rng.random() < 0.4:
+        price["first_tier_flat_at_zero"] = rng.choice(["true", "false"])
+    if rng.random() < 0.3:
+        price["per"] = rng.choice(["1000", "7", "0.001"])
+    return price
