@@ -282,6 +282,8 @@ def _payload(text: str, *, short: bool = False) -> RenderableType:
 
 
 def _bounds(tier: Tier) -> str:
+    if tier.tier == 0:
+        return "beside the tiers"
     if tier.above is None:
         return f"tier {tier.tier}"
     return f"({tables.number(tier.above)}, {'∞)' if tier.up_to is None else tables.number(tier.up_to) + ']'}"

@@ -7,7 +7,7 @@ from decimal import Decimal
 from typing import NamedTuple
 
 from meterline.runners.tables import number
-from meterline.schemas.catalog import AnyPrice, Fixed, Package, PerUnit, Stairstep, Step, Tier
+from meterline.schemas.catalog import AnyPrice, Fixed, Package, PerUnit, Stairstep, Step, Tier, UsagePrice
 
 _ZERO = Decimal(0)
 
@@ -23,9 +23,11 @@ class TierTerms(NamedTuple):
 
 
 def tier_terms(price: AnyPrice, tier: int) -> TierTerms | None:
-    """The terms of tier `tier`, counted from 1; None where the price has no such tier."""
+    """The terms of tier `tier`, counted from 1 (0: beside the tiers); None where the price has no such tier."""
     if isinstance(price, Fixed):
         return None
+    if tier == 0:
+        return TierTerms(_ZERO) if price.is_adjusted else None
     if isinstance(price, PerUnit):
         return TierTerms(price.unit_price, price.per)
     if isinstance(price, Package):
@@ -46,6 +48,15 @@ def in_words(price: AnyPrice, unit: str) -> str:
     """The whole price, as one line of text."""
     if isinstance(price, Fixed):
         return f"fixed fee: {price.amount:,f} for each billing period"
+    text = _model_in_words(price, unit)
+    if price.included:
+        text += f"; counted after {number(price.included)} that are included"
+    if price.minimum is not None:
+        text += f"; at least {price.minimum:,f}"
+    return text + (f"; at most {price.maximum:,f}" if price.maximum is not None else "")
+
+
+def _model_in_words(price: UsagePrice, unit: str) -> str:
     if isinstance(price, Package):
         text = _packages(price.package_size, price.package_price, price.round)
         if price.free_units:

@@ -302,7 +302,31 @@ Per = Annotated[
 Flag = Annotated[bool, Strict()]
 
 
-class PerUnit(Record):
+class Metered(Record):
+    """What prices of usage have in common, whatever their model."""
+
+    model: str
+    included: Annotated[Quantity, _decimal_schema("Units that cost nothing, before the price begins.")] = Decimal(0)
+    minimum: Annotated[Price, _decimal_schema("Least charge of a billing period, without usage too.")] | None = None
+    maximum: Annotated[Price, _decimal_schema("Greatest charge of a billing period.")] | None = None
+
+    @model_validator(mode="after")
+    def _limits_in_order(self) -> Metered:
+        if self.minimum is not None and self.maximum is not None and self.maximum < self.minimum:
+            raise _misplaced(
+                f"is {self.maximum:f}, it must be at least the minimum of {self.minimum:f}",
+                at=("maximum",),
+                also=("minimum",),
+            )
+        return self
+
+    @property
+    def is_adjusted(self) -> bool:
+        """Whether the charge is more, or less, than what its tiers say."""
+        return bool(self.included) or self.minimum is not None or self.maximum is not None
+
+
+class PerUnit(Metered):
     """Every unit at one price."""
 
     model: Literal["per_unit"]
@@ -310,7 +334,7 @@ class PerUnit(Record):
     per: Per = Decimal(1)
 
 
-class Graduated(Record):
+class Graduated(Metered):
     """Each unit at the price of the tier it falls in."""
 
     model: Literal["graduated"]
@@ -319,7 +343,7 @@ class Graduated(Record):
     first_tier_flat_at_zero: Flag = Field(False, description="Whether the first tier's flat fee is due without usage.")
 
 
-class Volume(Record):
+class Volume(Metered):
     """All units at the price of the tier that the total falls in."""
 
     model: Literal["volume"]
@@ -328,7 +352,7 @@ class Volume(Record):
     first_tier_flat_at_zero: Flag = Field(False, description="Whether the first tier's flat fee is due without usage.")
 
 
-class Stairstep(Record):
+class Stairstep(Metered):
     """One price for all usage: that of the highest step reached. Also called capacity pricing."""
 
     model: Literal["stairstep"]
@@ -336,7 +360,7 @@ class Stairstep(Record):
     first_step_at_zero: Flag = Field(False, description="Whether the first step's price is due without usage.")
 
 
-class Package(Record):
+class Package(Metered):
     """Usage is sold in packages."""
 
     model: Literal["package"]
@@ -345,6 +369,12 @@ class Package(Record):
     round: Literal["up", "down"] = Field("up", description="Whether a started package is paid.")
     free_units: Annotated[Quantity, _decimal_schema("Units before the first package.")] = Decimal(0)
     minimum_packages: int = Field(0, ge=0, le=10**9, strict=True, description="Packages paid in any case, used or not.")
+
+    @model_validator(mode="after")
+    def _one_allowance(self) -> Package:
+        if self.included:
+            raise _misplaced("packages have their own allowance, write `free_units`", at=("included",))
+        return self
 
 
 class Fixed(Record):

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Container, Iterable, Iterator, Mapping
 from typing import NamedTuple, Protocol, TypeVar
 
-from meterline.schemas.catalog import Account, Catalog, Fixed, Plan, RateCard, Subscription
+from meterline.schemas.catalog import Account, Catalog, Fixed, Meter, Plan, RateCard, Subscription
 
 # From the catalog to a part of a record: the field of `Catalog`, the record's number, keys and numbers below.
 Place = tuple[str, int, *tuple[str | int, ...]]
@@ -95,10 +95,12 @@ def _by_id(records: Iterable[_Named]) -> dict[str, tuple[int, _Named]]:
 
 def _plans(catalog: Catalog) -> Iterator[Finding]:
     cards = _by_id(catalog.rate_cards)
+    meters = _by_id(catalog.meters)
     for number, plan in enumerate(catalog.plans):
         yield from _charges(number, plan)
         if plan.rate_card in cards:
             yield from _charges_and_prices(number, plan, *cards[plan.rate_card])
+            yield from _limits(plan, *cards[plan.rate_card], meters)
 
 
 def _charges(number: int, plan: Plan) -> Iterator[Finding]:
@@ -140,6 +142,24 @@ def _charges_and_prices(number: int, plan: Plan, card_number: int, card: RateCar
                     f"is fixed, but plan {plan.id} bills the meter {charge.meter} with it, expected a price for usage"
                 )
             yield Finding(price_at, message, at)
+
+
+def _limits(plan: Plan, card_number: int, card: RateCard, meters: Mapping[str, tuple[int, Meter]]) -> Iterator[Finding]:
+    """Minimums and maximums of charges that are billed in several parts."""
+    for charge in plan.charges:
+        number, meter = meters.get(charge.meter or "", (0, None))
+        if meter is None or not meter.dimensions:
+            continue
+        for position, version in enumerate(card.versions):
+            price = version.prices.get(charge.id)
+            for limit in ("minimum", "maximum"):
+                if getattr(price, limit, None) is not None:
+                    yield Finding(
+                        ("rate_cards", card_number, "versions", position, "prices", charge.id, limit),
+                        f"would hold for each value of {', '.join(meter.dimensions)} by itself; leave it out, or bill "
+                        f"a meter without dimensions",
+                        ("meters", number, "dimensions"),
+                    )
 
 
 def _prices_without_charge(catalog: Catalog) -> Iterator[Finding]:

@@ -88,10 +88,31 @@ package_prices = st.builds(
     free_units=st.one_of(st.just(Decimal(0)), decimals(20, 12)),
     minimum_packages=st.integers(0, 3),
 )
-rising_prices: Strategy[UsagePrice] = st.one_of(
-    per_unit_prices, tiered_prices(Graduated), stairsteps(rising=True), package_prices
+
+
+@st.composite
+def with_limits(draw: st.DrawFn, prices: Strategy[UsagePrice]) -> UsagePrice:
+    """Some of the prices with included units, a minimum and a maximum."""
+    price = draw(prices)
+    if draw(st.booleans()):
+        return price
+    least, most = sorted(draw(st.tuples(limits, limits)))
+    changes: dict[str, Decimal | None] = {
+        "minimum": draw(st.sampled_from([None, least])),
+        "maximum": draw(st.sampled_from([None, most])),
+    }
+    if not isinstance(price, Package):
+        changes["included"] = draw(st.one_of(st.just(Decimal(0)), decimals(20, 12)))
+    return price.model_copy(update=changes)
+
+
+limits = st.one_of(unit_prices, decimals(1000, 18))
+rising_prices: Strategy[UsagePrice] = with_limits(
+    st.one_of(per_unit_prices, tiered_prices(Graduated), stairsteps(rising=True), package_prices)
 )
-usage_prices: Strategy[UsagePrice] = st.one_of(rising_prices, tiered_prices(Volume), stairsteps())
+usage_prices: Strategy[UsagePrice] = st.one_of(
+    rising_prices, with_limits(st.one_of(tiered_prices(Volume), stairsteps()))
+)
 
 small_quantities = st.one_of(st.integers(0, 30).map(Decimal), decimals(1000, 12))
 """Quantities that any of the prices turns into an amount that can be kept."""
@@ -102,7 +123,8 @@ def usage_of(draw: st.DrawFn, prices: Strategy[UsagePrice]) -> tuple[UsagePrice,
     """A price and the cumulative quantities of a key's cells: often at a bound, and sometimes falling."""
     price = draw(prices)
     bounded = getattr(price, "tiers", getattr(price, "steps", ()))
-    ends = [tier.up_to for tier in bounded if tier.up_to is not None]
+    ends = [tier.up_to + price.included for tier in bounded if tier.up_to is not None]
+    ends += [price.included] * bool(price.included)
     least = Decimal("1E-12")
     beside = [end + step for end in ends for step in (-least, least)]
     edges = [st.sampled_from(near) for near in (ends, beside) if near]

@@ -51,6 +51,15 @@ PACKAGED_DOWN = Graduated(model="graduated", tiers=(FULL_ONLY, Tier(unit_price=D
 STEPS = (Step(up_to=Decimal(10), price=Decimal(20)), Step(price=Decimal(50)))
 STAIRSTEP = Stairstep(model="stairstep", steps=STEPS)
 STAIRSTEP_FROM_ZERO = Stairstep(model="stairstep", steps=STEPS, first_step_at_zero=True)
+LIMITED = PerUnit(
+    model="per_unit",
+    unit_price=Decimal("0.10"),
+    included=Decimal(100),
+    minimum=Decimal(5),
+    maximum=Decimal(20),
+)
+CAPPED = Volume(model="volume", tiers=TIERS, maximum=Decimal(90))
+AFTER_INCLUDED = Graduated(model="graduated", tiers=TIERS, first_tier_flat_at_zero=True, included=Decimal(10))
 
 
 def tier_charge(tier: int, quantity: str, unit_price: str, flat_fee: str, amount: str) -> TierCharge:
@@ -92,6 +101,16 @@ def tier_charge(tier: int, quantity: str, unit_price: str, flat_fee: str, amount
         pytest.param(PACKAGED_DOWN, "0", "0", id="packages in a tier: no usage, no fee"),
         pytest.param(PACKAGED_DOWN, "49", "3", id="packages in a tier, rounded down: only the fee"),
         pytest.param(PACKAGED_DOWN, "121", "12", id="packages in a tier: 20 units that filled none are free"),
+        pytest.param(LIMITED, "0", "5", id="the minimum is due without usage"),
+        pytest.param(LIMITED, "100", "5", id="included units cost nothing"),
+        pytest.param(LIMITED, "150", "5", id="the minimum is no fee on top"),
+        pytest.param(LIMITED, "170", "7", id="above the minimum, what the units cost"),
+        pytest.param(LIMITED, "400", "20", id="never more than the maximum"),
+        pytest.param(CAPPED, "5", "90", id="a maximum of a volume price"),
+        pytest.param(CAPPED, "6", "89", id="a volume price that falls below its maximum"),
+        pytest.param(AFTER_INCLUDED, "0", "100", id="included units: the fee at zero usage stays"),
+        pytest.param(AFTER_INCLUDED, "10", "100", id="included units: the last one"),
+        pytest.param(AFTER_INCLUDED, "15", "135", id="included units: tiers begin after them"),
         pytest.param(STAIRSTEP, "0", "0", id="stairstep: nothing without usage"),
         pytest.param(STAIRSTEP_FROM_ZERO, "0", "20", id="stairstep: unless the rate card says so"),
         pytest.param(STAIRSTEP, "0.1", "20", id="stairstep: all of the step is paid"),
@@ -155,6 +174,18 @@ def test_charge(price: UsagePrice, quantity: str, amount: str) -> None:
             id="packages in a tier begin with it",
         ),
         pytest.param(PACKAGED, "160 199", "0", [tier_charge(2, "39", "4", "0", "0")], id="inside a paid package"),
+        pytest.param(
+            LIMITED, "80 170", "2", [tier_charge(0, "20", "0", "0", "-5"), tier_charge(1, "70", "0.10", "0", "7")],
+            id="usage takes the minimum off again",
+        ),
+        pytest.param(
+            LIMITED, "170 400", "13", [tier_charge(0, "0", "0", "0", "-10"), tier_charge(1, "230", "0.10", "0", "23")],
+            id="the maximum takes off what is above it",
+        ),
+        pytest.param(
+            LIMITED, "400 500", "0", [tier_charge(0, "0", "0", "0", "-10"), tier_charge(1, "100", "0.10", "0", "10")],
+            id="above the maximum units still show",
+        ),
         pytest.param(STAIRSTEP, "4 9", "0", [tier_charge(1, "5", "0", "0", "0")], id="stairstep: inside a step"),
         pytest.param(
             STAIRSTEP, "4 11", "30", [tier_charge(1, "-4", "0", "-20", "-20"), tier_charge(2, "11", "0", "50", "50")],
@@ -172,7 +203,7 @@ def test_charge_interval(price: UsagePrice, step: str, amount: str, parts: list[
     "price",
     [
         *(PER_UNIT, THIRDS, GRADUATED, GRADUATED_FROM_ZERO, VOLUME, VOLUME_FROM_ZERO, PACKAGE, FREE_PACKAGE, MINIMUM),
-        *(PACKAGED, VOLUME_PACKAGED, PACKAGED_DOWN, STAIRSTEP, STAIRSTEP_FROM_ZERO),
+        *(PACKAGED, VOLUME_PACKAGED, PACKAGED_DOWN, STAIRSTEP, STAIRSTEP_FROM_ZERO, LIMITED, CAPPED, AFTER_INCLUDED),
     ],
 )
 def test_a_step_between_any_two_edges_costs_the_difference(price: UsagePrice) -> None:
@@ -199,7 +230,13 @@ def rounded(value: Fraction) -> Fraction:
 
 
 def expected_charge(price: UsagePrice, quantity: Decimal) -> Fraction:
-    units = Fraction(quantity)
+    amount = expected_of_model(price, Fraction(max(quantity - price.included, Decimal(0))))
+    if price.minimum is not None:
+        amount = max(amount, Fraction(price.minimum))
+    return amount if price.maximum is None else min(amount, Fraction(price.maximum))
+
+
+def expected_of_model(price: UsagePrice, units: Fraction) -> Fraction:
     if isinstance(price, PerUnit):
         return rounded(units * Fraction(price.unit_price) / Fraction(price.per))
     if isinstance(price, Package):
@@ -230,7 +267,7 @@ def expected_charge(price: UsagePrice, quantity: Decimal) -> Fraction:
 @given(price=strategies.usage_prices, quantity=strategies.quantities)
 def test_a_charge_is_exact_at_38_digits(price: UsagePrice, quantity: Decimal) -> None:
     expected = expected_charge(price, quantity)
-    if expected >= 10**20:
+    if expected_of_model(price, max(Fraction(quantity) - Fraction(price.included), Fraction(0))) >= 10**20:
         with pytest.raises(MoneyError):
             charge(price, quantity)
         return

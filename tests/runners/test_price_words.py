@@ -39,6 +39,11 @@ ONE = Decimal(1)
             "stairstep (one price for all units, that of the step reached): (0, 10] at 1; (10, ∞) at 3",
             id="stairstep",
         ),
+        pytest.param(
+            PerUnit(model="per_unit", unit_price=ONE, included=Decimal(100), minimum=Decimal(5), maximum=Decimal(20)),
+            "per unit: 1 for each token; counted after 100 that are included; at least 5; at most 20",
+            id="included units, minimum and maximum",
+        ),
     ],
 )
 def test_in_words(price: UsagePrice, words: str) -> None:

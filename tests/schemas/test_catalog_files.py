@@ -138,7 +138,7 @@ MISTAKES = [
      "rate card standard, version 2, price tokens, model: expected one of per_unit, graduated, volume, stairstep, "
      "package, fixed, got perunit, did you mean 'per_unit'?"),
     (TOKENS_2, "tokens: {model: per_unit, unit_price: '1', tiers: []} #!",
-     "price tokens: unknown key 'tiers'; expected one of model, unit_price, per"),
+     "price tokens: unknown key 'tiers'; expected one of model, included, minimum, maximum, unit_price, per"),
     (TOKENS_2, "tokens: 5 #!", "rate card standard, version 2, price tokens: expected a mapping, got 5"),
     (TOKENS_2, TOKENS_2 + "\n          'a b': {model: per_unit, unit_price: '1'} #!",
      "price a b: expected letters, digits, '.', '_' and '-'"),
@@ -166,6 +166,12 @@ MISTAKES = [
      "price tokens, tier 3, unit_price: the tier is sold in packages, leave `unit_price` out"),
     ("{unit_price: '0.3'}", "{unit_price: '0.3', round: down} #!",
      "price tokens, tier 3, round: only packages are rounded, `package_size` is missing"),
+    (TOKENS_2, "tokens: {model: per_unit, unit_price: '0.1', minimum: 5, maximum: 4} #!",
+     "price tokens, maximum: is 4, it must be at least the minimum of 5 (line 29)"),
+    (TOKENS_2, "tokens: {model: per_unit, unit_price: '0.1', minimum: '-5'} #!",
+     "minimum: must not be negative, got -5"),
+    ("package_size: 10}", "package_size: 10, included: 5} #!",
+     "price requests, included: packages have their own allowance, write `free_units`"),
     (TOKENS_2, "tokens: {model: stairstep, steps: [{up_to: 5, price: 1}, {price: 2, flat_fee: 1}]} #!",
      "price tokens, step 2: unknown key 'flat_fee'; expected one of up_to, price"),
     (TOKENS_2, "tokens: {model: stairstep, steps: [{up_to: 5, price: 1}, {up_to: 5, price: 2}]} #!",
@@ -255,6 +261,17 @@ def test_a_mistake_is_reported_at_its_line(tmp_path: Path, old: str, new: str, e
     found = problems(write(tmp_path, all=text))
     place = f"all.yaml:{line_of(text, '#!')}: "
     assert any(line.startswith(place) and expected in line for line in found), "\n".join(found)
+
+
+@pytest.mark.parametrize("limit", ["minimum", "maximum"])
+def test_a_limit_of_a_charge_that_is_billed_in_parts_is_reported(tmp_path: Path, limit: str) -> None:
+    text = GOOD.replace("    unit: token\n", "    unit: token\n    dimensions: [model, region]\n", 1)
+    text = text.replace(TOKENS_2, f"tokens: {{model: per_unit, unit_price: '0.1', {limit}: 5}}")
+    (found,) = problems(write(tmp_path, all=text))
+    assert found == (
+        f"all.yaml:30: rate card standard, version 2, price tokens, {limit}: would hold for each value of model, "
+        f"region by itself; leave it out, or bill a meter without dimensions (line 7)"
+    )
 
 
 @pytest.mark.parametrize(

@@ -710,6 +710,16 @@ def aggregate(aggregation: str, meter_id: str, events: list[Event]) -> Fraction:
 
 def charge_for(quantity: Fraction, price: dict[str, Any]) -> Fraction:
     """C(q), in currency units."""
+    amount = model_charge(max(quantity - Fraction(given(price, "included") or "0"), Fraction(0)), price)
+    if given(price, "minimum") is not None:
+        amount = max(amount, Fraction(price["minimum"]))
+    if given(price, "maximum") is not None:
+        amount = min(amount, Fraction(price["maximum"]))
+    return amount
+
+
+def model_charge(quantity: Fraction, price: dict[str, Any]) -> Fraction:
+    """P(u)."""
     model = price["model"]
     if model == "package":
         return package_charge(quantity, price)

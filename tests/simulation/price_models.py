@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import replace
+from decimal import Decimal
 from random import Random
 from typing import Any
 
@@ -16,16 +18,30 @@ def with_every_model(world: World, seed: int) -> World:
     """The world with other prices for its metered charges."""
     rng = Random(f"prices {seed}")
     catalog = deepcopy(world.catalog)
+    of_meter = {meter["id"]: meter.get("dimensions", []) for meter in catalog["meters"]}
+    dimensions = {
+        charge["id"]: of_meter[charge["meter"]]
+        for plan in catalog["plans"]
+        for charge in plan["charges"]
+        if "meter" in charge
+    }
     for card in catalog["rate_cards"]:
         for version in card["versions"]:
             for charge, price in version["prices"].items():
                 if price["model"] != "fixed":
-                    version["prices"][charge] = any_price(rng)
+                    version["prices"][charge] = any_price(rng, dimensions.get(charge, []))
     return replace(world, catalog=catalog)
 
 
-def any_price(rng: Random) -> Price:
-    return rng.choice([make_price, _stairstep, _packaged_tiers])(rng)
+def any_price(rng: Random, dimensions: Sequence[str] = ()) -> Price:
+    price = rng.choice([make_price, _stairstep, _packaged_tiers])(rng)
+    if rng.random() < 0.3 and price["model"] != "package":
+        price["included"] = rng.choice(["0", "1", "7.5", "20", "0.000000000001", "1000000"])
+    if not dimensions and rng.random() < 0.4:
+        limits = sorted((price_text(rng) for _ in range(2)), key=Decimal)
+        for limit, amount in zip(rng.choice([["minimum"], ["maximum"], ["minimum", "maximum"]]), limits):
+            price[limit] = amount
+    return price
 
 
 def _stairstep(rng: Random) -> Price:

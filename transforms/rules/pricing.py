@@ -14,6 +14,7 @@ from typing import Any
 from meterline.schemas.catalog import Fixed, UsagePrice
 from meterline.transforms.rules.money import EXACT, check_quantity, round_amount
 from meterline.transforms.rules.periods import Period
+from meterline.transforms.rules.prices.adjustments import adjusted
 from meterline.transforms.rules.prices.package import package
 from meterline.transforms.rules.prices.parts import ZERO, Parts, RateCardError, difference, total
 from meterline.transforms.rules.prices.per_unit import per_unit
@@ -69,7 +70,7 @@ def charge_interval(
     """
     assert not (opening and quantity_from), f"a key opens at 0, not at {quantity_from}"
     global _last
-    last_price, last_quantity, last_part = _last
+    last_price, last_quantity, last_parts = _last
     follows = last_price is price and last_quantity is quantity_from
     if not follows:
         check_quantity(quantity_from)
@@ -78,12 +79,14 @@ def charge_interval(
         if opening:
             parts = _parts(price, quantity_to)
         else:
-            full = min(quantity_from, quantity_to)
+            whole = price.is_adjusted
+            full = ZERO if whole else min(quantity_from, quantity_to)
             after = _parts(price, quantity_to, full)
             # From where the last step ended upwards, all lower tiers are full: its highest part alone is `before`.
-            before = last_part if follows and full == quantity_from else _parts(price, quantity_from, full)
+            known = follows and (whole or full == quantity_from)
+            before = last_parts if known else _parts(price, quantity_from, full)
             parts = difference(before, after)
-            _last = price, quantity_to, after[-1:]
+            _last = price, quantity_to, after if whole else after[-1:]
         return total(parts), parts
 
 
@@ -110,14 +113,14 @@ def _parts(price: UsagePrice, quantity: Decimal, full: Decimal = ZERO) -> Parts:
     """The parts of `C(quantity)`, in exact arithmetic.
 
     Args:
-      full: At most `quantity`. Graduated tiers that end below it may be left out: they are full, and
-        alike in all quantities from `full` on, so that they cancel out in a difference.
+      full: At most `quantity`. Graduated tiers that end below it may be left out: they are full, and alike in all
+        quantities from `full` on, so that they cancel out in a difference. 0 for a price that is adjusted.
     """
     try:
         model = _MODELS[price.model]
     except KeyError:
         raise RateCardError(f"expected a price for usage, got model {price.model!r}") from None
-    return model(price, quantity, full)
+    return adjusted(price, quantity, model) if price.is_adjusted else model(price, quantity, full)
 
 
 _MODELS: dict[str, Callable[[Any, Decimal, Decimal], Parts]] = {
