@@ -290,9 +290,10 @@ WHERE line_items != archive ORDER BY rating_key_id
 # A key opens with its first event that counts.
 _PRICED = f"""
 SELECT line_item_id, subscription_id, charge_id, rate_card_version, quantity_from, quantity_to, amount, event_count,
-       event_count = sum(event_count) OVER (
+       sum(event_count) OVER (
            PARTITION BY rating_key_id ORDER BY window_start, account_id
-           ROWS BETWEEN UNBOUNDED PRECEDING AND CURRENT ROW) AS opening
+           ROWS BETWEEN UNBOUNDED PRECEDING AND CURRENT ROW) AS events_to,
+       event_count = events_to AS opening
 FROM {_ITEMS}
 WHERE charge_id != ''
 """
@@ -309,7 +310,11 @@ def _amounts(ask: _Question, book: Directory) -> Finding:
             expected = Decimal(0)
         elif priced is not None and not (row["opening"] and row["quantity_from"]):
             expected, _ = charge_interval(
-                priced.price, row["quantity_from"], row["quantity_to"], opening=bool(row["opening"])
+                priced.price,
+                row["quantity_from"],
+                row["quantity_to"],
+                opening=bool(row["opening"]),
+                events=(row["events_to"] - row["event_count"], row["events_to"]),
             )
         if expected != row["amount"]:
             wrong.append({"line_item_id": row["line_item_id"], "amount": row["amount"], "expected": expected})

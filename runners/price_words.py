@@ -7,9 +7,22 @@ from decimal import Decimal
 from typing import NamedTuple
 
 from meterline.runners.tables import number
-from meterline.schemas.catalog import AnyPrice, Fixed, Package, PerUnit, Stairstep, Step, Tier, UsagePrice
+from meterline.schemas.catalog import (
+    AnyPrice,
+    Dynamic,
+    Fixed,
+    GraduatedPercentage,
+    Package,
+    Percentage,
+    PerUnit,
+    Share,
+    Stairstep,
+    Step,
+    Tier,
+    UsagePrice,
+)
 
-_ZERO = Decimal(0)
+_ZERO, _ONE = Decimal(0), Decimal(1)
 
 
 class TierTerms(NamedTuple):
@@ -32,6 +45,12 @@ def tier_terms(price: AnyPrice, tier: int) -> TierTerms | None:
         return TierTerms(price.unit_price, price.per)
     if isinstance(price, Package):
         return TierTerms(price.package_price, in_packages=True)
+    if isinstance(price, Percentage):
+        return TierTerms(price.rate, _ONE)
+    if isinstance(price, Dynamic):
+        return TierTerms(price.multiplier, _ONE)
+    if isinstance(price, GraduatedPercentage):
+        price = price.graduated
     bounded: Sequence[Tier | Step] = price.steps if isinstance(price, Stairstep) else price.tiers
     if not 0 < tier <= len(bounded):
         return None
@@ -51,6 +70,8 @@ def in_words(price: AnyPrice, unit: str) -> str:
     text = _model_in_words(price, unit)
     if price.included:
         text += f"; counted after {number(price.included)} that are included"
+    if price.fee_per_event:
+        text += f"; {price.fee_per_event:,f} more for each event"
     if price.minimum is not None:
         text += f"; at least {price.minimum:,f}"
     return text + (f"; at most {price.maximum:,f}" if price.maximum is not None else "")
@@ -66,6 +87,17 @@ def _model_in_words(price: UsagePrice, unit: str) -> str:
         return f"per unit: {price.unit_price:,f} for {'each' if price.per == 1 else number(price.per)}" + (
             f" {unit}" if unit else ""
         )
+    if isinstance(price, Percentage):
+        return f"percentage: {_share(price)} of the amount"
+    if isinstance(price, Dynamic):
+        return f"dynamic: the amount × {price.multiplier:,f}"
+    if isinstance(price, GraduatedPercentage):
+        shares = (
+            (tier.up_to, _share(tier) + (f" + {tier.flat_fee:,f} flat" if tier.flat_fee else ""))
+            for tier in price.tiers
+        )
+        at_zero = "; the first flat fee is due without usage" if price.first_tier_flat_at_zero else ""
+        return f"graduated percentage of the amount: {_bounded(shares)}{at_zero}"
     if isinstance(price, Stairstep):
         steps = ((step.up_to, f"{step.price:,f}") for step in price.steps)
         at_zero = "; the first is due without usage" if price.first_step_at_zero else ""
@@ -84,6 +116,12 @@ def _bounded(tiers: Iterable[tuple[Decimal | None, str]]) -> str:
         parts.append(f"({number(floor)}, {bound} at {text}")
         floor = up_to or floor
     return "; ".join(parts)
+
+
+def _share(share: Share) -> str:
+    if share.percent is not None:
+        return f"{share.percent:,f} %"
+    return f"{share.basis_points:,f} basis points"
 
 
 def _tier(tier: Tier) -> str:

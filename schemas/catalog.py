@@ -137,6 +137,19 @@ Quantity = Annotated[
 PositiveQuantity = Annotated[Quantity, AfterValidator(_positive)]
 
 
+def _share(name: str, places: int) -> Any:
+    return (
+        Exact,
+        _places(PRICE_PLACES - places, MAX_PRICE),
+        AfterValidator(_not_negative),
+        _decimal_schema(f"{name} of the amount, in quotes; at most {PRICE_PLACES - places} decimals."),
+    )
+
+
+Percent = Annotated[Decimal, *_share("Percent", 2)]
+BasisPoints = Annotated[Decimal, *_share("Basis points (hundredths of a percent)", 4)]
+
+
 def _written_instant(value: Any) -> Any:
     if isinstance(value, datetime):
         return value
@@ -271,7 +284,7 @@ class Step(Record):
     price: Annotated[Price, _decimal_schema("Currency units for all usage up to the step's end, in quotes.")]
 
 
-_Bounded = TypeVar("_Bounded", bound="Tier | Step")
+_Bounded = TypeVar("_Bounded", bound="Tier | Step | ShareTier")
 
 
 def _ascending(tiers: Sequence[_Bounded]) -> Sequence[_Bounded]:
@@ -309,6 +322,7 @@ class Metered(Record):
     included: Annotated[Quantity, _decimal_schema("Units that cost nothing, before the price begins.")] = Decimal(0)
     minimum: Annotated[Price, _decimal_schema("Least charge of a billing period, without usage too.")] | None = None
     maximum: Annotated[Price, _decimal_schema("Greatest charge of a billing period.")] | None = None
+    fee_per_event: Annotated[Price, _decimal_schema("Due for each event, whatever it counts for.")] = Decimal(0)
 
     @model_validator(mode="after")
     def _limits_in_order(self) -> Metered:
@@ -323,7 +337,7 @@ class Metered(Record):
     @property
     def is_adjusted(self) -> bool:
         """Whether the charge is more, or less, than what its tiers say."""
-        return bool(self.included) or self.minimum is not None or self.maximum is not None
+        return bool(self.included or self.fee_per_event) or self.minimum is not None or self.maximum is not None
 
 
 class PerUnit(Metered):
@@ -377,6 +391,66 @@ class Package(Metered):
         return self
 
 
+class Share(Record):
+    """A part of an amount, in percent or in basis points."""
+
+    percent: Percent | None = None
+    basis_points: BasisPoints | None = None
+
+    @model_validator(mode="after")
+    def _written_once(self) -> Share:
+        if self.percent is None and self.basis_points is None:
+            raise ValueError("`percent` is missing, or `basis_points`")
+        if self.percent is not None and self.basis_points is not None:
+            raise _misplaced("the share stands in `percent` already, leave one out", at=("basis_points",))
+        return self
+
+    @property
+    def rate(self) -> Decimal:
+        """What is due for one currency unit: 0.029 of 2.9 percent."""
+        if self.percent is not None:
+            return self.percent.scaleb(-2)
+        assert self.basis_points is not None
+        return self.basis_points.scaleb(-4)
+
+
+class Percentage(Share, Metered):
+    """A share of the amount that events carry: the meter adds the amounts up, in the currency of the rate card."""
+
+    model: Literal["percentage"]
+
+
+class ShareTier(Share):
+    """Amounts in (previous up_to, up_to]: the one at the bound belongs to this tier."""
+
+    up_to: Annotated[PositiveQuantity, _decimal_schema("Greatest amount of the tier.")] | None = None
+    flat_fee: Price = Field(Decimal(0), description="Due once an amount reaches the tier.")
+
+
+class GraduatedPercentage(Metered):
+    """Each part of the amount that events carry at the share of the tier it falls in."""
+
+    model: Literal["graduated_percentage"]
+    tiers: Annotated[tuple[ShareTier, ...], Field(min_length=1), AfterValidator(_ascending)]
+    first_tier_flat_at_zero: Flag = Field(False, description="Whether the first tier's flat fee is due without usage.")
+
+    @cached_property
+    def graduated(self) -> Graduated:
+        """The same as a price of currency units."""
+        tiers = (Tier(up_to=one.up_to, unit_price=one.rate, flat_fee=one.flat_fee) for one in self.tiers)
+        flag = self.first_tier_flat_at_zero
+        return Graduated(model="graduated", tiers=tuple(tiers), first_tier_flat_at_zero=flag)
+
+
+class Dynamic(Metered):
+    """The events carry what they cost: it is passed on, times a markup."""
+
+    model: Literal["dynamic"]
+    multiplier: Annotated[Price, _decimal_schema("What the amounts are multiplied by, 1.2 for 20 percent more.")] = (
+        Decimal(1)
+    )
+
+
 class Fixed(Record):
     """A fee for each billing period, prorated to the second when the subscription covers part of it."""
 
@@ -384,7 +458,10 @@ class Fixed(Record):
     amount: Price
 
 
-UsagePrice = Annotated[PerUnit | Graduated | Volume | Stairstep | Package, Field(discriminator="model")]
+UsagePrice = Annotated[
+    PerUnit | Graduated | Volume | Stairstep | Package | Percentage | GraduatedPercentage | Dynamic,
+    Field(discriminator="model"),
+]
 AnyPrice = Annotated[UsagePrice | Fixed, Field(discriminator="model")]
 
 

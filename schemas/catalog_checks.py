@@ -6,7 +6,19 @@ from collections import defaultdict
 from collections.abc import Container, Iterable, Iterator, Mapping
 from typing import NamedTuple, Protocol, TypeVar
 
-from meterline.schemas.catalog import Account, Catalog, Fixed, Meter, Plan, RateCard, Subscription
+from meterline.schemas.catalog import (
+    Account,
+    Aggregation,
+    Catalog,
+    Dynamic,
+    Fixed,
+    GraduatedPercentage,
+    Meter,
+    Percentage,
+    Plan,
+    RateCard,
+    Subscription,
+)
 
 # From the catalog to a part of a record: the field of `Catalog`, the record's number, keys and numbers below.
 Place = tuple[str, int, *tuple[str | int, ...]]
@@ -101,6 +113,7 @@ def _plans(catalog: Catalog) -> Iterator[Finding]:
         if plan.rate_card in cards:
             yield from _charges_and_prices(number, plan, *cards[plan.rate_card])
             yield from _limits(plan, *cards[plan.rate_card], meters)
+            yield from _amounts(plan, *cards[plan.rate_card], meters)
 
 
 def _charges(number: int, plan: Plan) -> Iterator[Finding]:
@@ -160,6 +173,25 @@ def _limits(plan: Plan, card_number: int, card: RateCard, meters: Mapping[str, t
                         f"a meter without dimensions",
                         ("meters", number, "dimensions"),
                     )
+
+
+def _amounts(
+    plan: Plan, card_number: int, card: RateCard, meters: Mapping[str, tuple[int, Meter]]
+) -> Iterator[Finding]:
+    """Prices of an amount whose meter counts events, or values, instead."""
+    for charge in plan.charges:
+        number, meter = meters.get(charge.meter or "", (0, None))
+        if meter is None or meter.aggregation not in (Aggregation.COUNT, Aggregation.DISTINCT):
+            continue
+        for position, version in enumerate(card.versions):
+            price = version.prices.get(charge.id)
+            if isinstance(price, Percentage | GraduatedPercentage | Dynamic):
+                yield Finding(
+                    ("rate_cards", card_number, "versions", position, "prices", charge.id, "model"),
+                    f"is {price.model}, but meter {meter.id} counts ({meter.aggregation}); expected one that adds up "
+                    f"amounts (sum)",
+                    ("meters", number, "aggregation"),
+                )
 
 
 def _prices_without_charge(catalog: Catalog) -> Iterator[Finding]:

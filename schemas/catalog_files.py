@@ -14,6 +14,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,15 +29,19 @@ from meterline.schemas.catalog import (
     Account,
     Catalog,
     Charge,
+    Dynamic,
     Fixed,
     Graduated,
+    GraduatedPercentage,
     Meter,
     Package,
+    Percentage,
     PerUnit,
     Plan,
     RateCard,
     RateCardVersion,
     Record,
+    ShareTier,
     Stairstep,
     Step,
     Subscription,
@@ -60,9 +65,12 @@ _PRICES: dict[str, type[Record]] = {
     "volume": Volume,
     "stairstep": Stairstep,
     "package": Package,
+    "percentage": Percentage,
+    "graduated_percentage": GraduatedPercentage,
+    "dynamic": Dynamic,
     "fixed": Fixed,
 }
-# The model of each mapping, by the key of its list or, for prices, by the price model's name.
+# The model of each mapping, by the key of its list or, for prices, by the price model's name; `MODEL.LIST` comes first.
 _MODELS: dict[str, type[Record]] = {
     **SECTIONS,
     **_PRICES,
@@ -70,6 +78,7 @@ _MODELS: dict[str, type[Record]] = {
     "charges": Charge,
     "tiers": Tier,
     "steps": Step,
+    "graduated_percentage.tiers": ShareTier,
 }
 _SINGULAR = {
     "meters": "meter",
@@ -462,7 +471,7 @@ class _Place(NamedTuple):
                 return self.problem(loc[:-1], f"`{key}` is missing")
             case "extra_forbidden":
                 above = (self.section, *error["loc"][:-1])
-                model = next(_MODELS[str(part)] for part in reversed(above) if part in _MODELS)
+                model = _model_of(above)
                 path = self.find(loc[:-1])[2]
                 return Problem(self.file, self.find(loc)[0], path, _unknown_key(key, model.model_fields))
             case "misplaced":
@@ -478,6 +487,16 @@ class _Place(NamedTuple):
         if node is None or key == "[key]":
             return self.problem(loc, _wording(error["type"], _Node(key, 0, repr(loc[-1])), error))
         return self.problem(loc, _wording(error["type"], node, error))
+
+
+def _model_of(loc: Sequence[str | int]) -> type[Record]:
+    """The model of the innermost mapping that pydantic's path leads to."""
+    names = [part for part in loc if isinstance(part, str)]
+    for above, name in reversed(list(pairwise(["", *names]))):
+        model = _MODELS.get(f"{above}.{name}") or _MODELS.get(name)
+        if model is not None:
+            return model
+    raise AssertionError(f"no model on the way {loc}")
 
 
 def _wording(kind: str, node: _Node, error: ErrorDetails) -> str:

@@ -9,7 +9,20 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from meterline.schemas.catalog import Graduated, Package, PerUnit, Stairstep, Step, Tier, UsagePrice, Volume
+from meterline.schemas.catalog import (
+    Dynamic,
+    Graduated,
+    GraduatedPercentage,
+    Package,
+    Percentage,
+    PerUnit,
+    ShareTier,
+    Stairstep,
+    Step,
+    Tier,
+    UsagePrice,
+    Volume,
+)
 from meterline.schemas.event import NUMBER
 
 Strategy = st.SearchStrategy
@@ -89,6 +102,29 @@ package_prices = st.builds(
     minimum_packages=st.integers(0, 3),
 )
 
+percents = st.one_of(st.just(Decimal("2.9")), decimals(200, 16))
+basis_points = decimals(20_000, 14)
+
+
+@st.composite
+def shares(draw: st.DrawFn) -> dict[str, Decimal]:
+    if draw(st.booleans()):
+        return {"percent": draw(percents)}
+    return {"basis_points": draw(basis_points)}
+
+
+@st.composite
+def percentages(draw: st.DrawFn) -> Percentage | GraduatedPercentage | Dynamic:
+    model = draw(st.sampled_from(["percentage", "graduated_percentage", "dynamic"]))
+    if model == "percentage":
+        return Percentage(model="percentage", **draw(shares()))
+    if model == "dynamic":
+        return Dynamic(model="dynamic", multiplier=draw(unit_prices))
+    ends = [*sorted(draw(st.lists(bounds, max_size=3, unique=True))), None]
+    tiers = (ShareTier(up_to=end, flat_fee=draw(unit_prices), **draw(shares())) for end in ends)
+    flag = draw(st.booleans())
+    return GraduatedPercentage(model="graduated_percentage", tiers=tuple(tiers), first_tier_flat_at_zero=flag)
+
 
 @st.composite
 def with_limits(draw: st.DrawFn, prices: Strategy[UsagePrice]) -> UsagePrice:
@@ -103,12 +139,13 @@ def with_limits(draw: st.DrawFn, prices: Strategy[UsagePrice]) -> UsagePrice:
     }
     if not isinstance(price, Package):
         changes["included"] = draw(st.one_of(st.just(Decimal(0)), decimals(20, 12)))
+    changes["fee_per_event"] = draw(st.one_of(st.just(Decimal(0)), unit_prices))
     return price.model_copy(update=changes)
 
 
 limits = st.one_of(unit_prices, decimals(1000, 18))
 rising_prices: Strategy[UsagePrice] = with_limits(
-    st.one_of(per_unit_prices, tiered_prices(Graduated), stairsteps(rising=True), package_prices)
+    st.one_of(per_unit_prices, tiered_prices(Graduated), stairsteps(rising=True), package_prices, percentages())
 )
 usage_prices: Strategy[UsagePrice] = st.one_of(
     rising_prices, with_limits(st.one_of(tiered_prices(Volume), stairsteps()))
@@ -116,6 +153,9 @@ usage_prices: Strategy[UsagePrice] = st.one_of(
 
 small_quantities = st.one_of(st.integers(0, 30).map(Decimal), decimals(1000, 12))
 """Quantities that any of the prices turns into an amount that can be kept."""
+
+
+event_counts = st.one_of(st.integers(0, 5), st.integers(0, 10**12))
 
 
 @st.composite

@@ -9,7 +9,22 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from meterline.schemas.catalog import Fixed, Graduated, Package, PerUnit, Stairstep, Step, Tier, UsagePrice, Volume
+from meterline.schemas.catalog import (
+    Dynamic,
+    Fixed,
+    Graduated,
+    GraduatedPercentage,
+    Package,
+    Percentage,
+    PerUnit,
+    Share,
+    ShareTier,
+    Stairstep,
+    Step,
+    Tier,
+    UsagePrice,
+    Volume,
+)
 from meterline.schemas.records import TierCharge
 from meterline.transforms.rules.money import MoneyError, QuantityError
 from meterline.transforms.rules.periods import billing_period, billing_periods, period_with_label
@@ -60,6 +75,16 @@ LIMITED = PerUnit(
 )
 CAPPED = Volume(model="volume", tiers=TIERS, maximum=Decimal(90))
 AFTER_INCLUDED = Graduated(model="graduated", tiers=TIERS, first_tier_flat_at_zero=True, included=Decimal(10))
+CARD = Percentage(model="percentage", percent=Decimal("2.9"))
+POINTS = Percentage(model="percentage", basis_points=Decimal(25), included=Decimal(1000))
+SHARES = GraduatedPercentage(
+    model="graduated_percentage",
+    tiers=(
+        ShareTier(up_to=Decimal(1000), percent=Decimal(2), flat_fee=Decimal(1)),
+        ShareTier(basis_points=Decimal(50)),
+    ),
+)
+MARKUP = Dynamic(model="dynamic", multiplier=Decimal("1.2"))
 
 
 def tier_charge(tier: int, quantity: str, unit_price: str, flat_fee: str, amount: str) -> TierCharge:
@@ -101,6 +126,15 @@ def tier_charge(tier: int, quantity: str, unit_price: str, flat_fee: str, amount
         pytest.param(PACKAGED_DOWN, "0", "0", id="packages in a tier: no usage, no fee"),
         pytest.param(PACKAGED_DOWN, "49", "3", id="packages in a tier, rounded down: only the fee"),
         pytest.param(PACKAGED_DOWN, "121", "12", id="packages in a tier: 20 units that filled none are free"),
+        pytest.param(CARD, "0", "0", id="percentage: nothing of nothing"),
+        pytest.param(CARD, "250.50", "7.2645", id="percentage"),
+        pytest.param(POINTS, "1000", "0", id="basis points: the included amount is free"),
+        pytest.param(POINTS, "1400", "1", id="basis points: of what is above it"),
+        pytest.param(SHARES, "0", "0", id="graduated percentage: no usage, no flat fee"),
+        pytest.param(SHARES, "1000", "21", id="graduated percentage: the amount at the bound is in the lower tier"),
+        pytest.param(SHARES, "3000", "31", id="graduated percentage: only what is above the bound has the next share"),
+        pytest.param(MARKUP, "10.05", "12.06", id="dynamic: the amount, times a markup"),
+        pytest.param(Dynamic(model="dynamic"), "10.05", "10.05", id="dynamic: passed on as it is"),
         pytest.param(LIMITED, "0", "5", id="the minimum is due without usage"),
         pytest.param(LIMITED, "100", "5", id="included units cost nothing"),
         pytest.param(LIMITED, "150", "5", id="the minimum is no fee on top"),
@@ -204,6 +238,7 @@ def test_charge_interval(price: UsagePrice, step: str, amount: str, parts: list[
     [
         *(PER_UNIT, THIRDS, GRADUATED, GRADUATED_FROM_ZERO, VOLUME, VOLUME_FROM_ZERO, PACKAGE, FREE_PACKAGE, MINIMUM),
         *(PACKAGED, VOLUME_PACKAGED, PACKAGED_DOWN, STAIRSTEP, STAIRSTEP_FROM_ZERO, LIMITED, CAPPED, AFTER_INCLUDED),
+        *(CARD, POINTS, SHARES, MARKUP),
     ],
 )
 def test_a_step_between_any_two_edges_costs_the_difference(price: UsagePrice) -> None:
@@ -212,6 +247,19 @@ def test_a_step_between_any_two_edges_costs_the_difference(price: UsagePrice) ->
         amount, parts = charge_interval(price, start, end, opening=False)
         assert amount == charge(price, end) - charge(price, start) == sum(part.amount for part in parts)
         assert sum(part.quantity for part in parts) == end - start
+
+
+def test_a_fee_for_each_event_is_due_beside_the_tiers() -> None:
+    price = CARD.model_copy(update={"fee_per_event": Decimal("0.30")})
+    assert charge(price, Decimal(0), 0) == 0
+    assert charge(price, Decimal(100), 3) == Decimal("3.80")
+    opened = (tier_charge(0, "0", "0", "0.30", "0.30"), tier_charge(1, "40", "0.029", "0", "1.16"))
+    assert charge_interval(price, Decimal(0), Decimal(40), opening=True, events=(0, 1)) == (Decimal("1.46"), opened)
+    # Where the quantity does not move, as of a maximum, the event is paid all the same.
+    stays = charge_interval(price, Decimal(40), Decimal(40), opening=False, events=(1, 3))
+    assert stays == (Decimal("0.60"), (tier_charge(0, "0", "0", "0.60", "0.60"),))
+    capped = price.model_copy(update={"maximum": Decimal(2)})
+    assert charge_interval(capped, Decimal(40), Decimal(40), opening=False, events=(1, 3))[0] == Decimal("0.54")
 
 
 def test_the_opening_interval_bears_the_fees_due_without_usage() -> None:
@@ -229,11 +277,16 @@ def rounded(value: Fraction) -> Fraction:
     return Fraction(round(value * 10**18), 10**18)
 
 
-def expected_charge(price: UsagePrice, quantity: Decimal) -> Fraction:
+def expected_charge(price: UsagePrice, quantity: Decimal, events: int = 0) -> Fraction:
     amount = expected_of_model(price, Fraction(max(quantity - price.included, Decimal(0))))
+    amount += events * Fraction(price.fee_per_event)
     if price.minimum is not None:
         amount = max(amount, Fraction(price.minimum))
     return amount if price.maximum is None else min(amount, Fraction(price.maximum))
+
+
+def expected_share(share: Share) -> Fraction:
+    return Fraction(share.percent) / 100 if share.percent is not None else Fraction(share.basis_points or 0) / 10_000
 
 
 def expected_of_model(price: UsagePrice, units: Fraction) -> Fraction:
@@ -246,6 +299,21 @@ def expected_of_model(price: UsagePrice, units: Fraction) -> Fraction:
     if isinstance(price, Stairstep):
         step = next(step for step in price.steps if step.up_to is None or units <= Fraction(step.up_to))
         return Fraction(step.price) if units or price.first_step_at_zero else Fraction(0)
+    if isinstance(price, Percentage):
+        return rounded(units * expected_share(price))
+    if isinstance(price, Dynamic):
+        return rounded(units * Fraction(price.multiplier))
+    if isinstance(price, GraduatedPercentage):
+        return expected_of_model(
+            Graduated.model_construct(
+                tiers=[
+                    Tier.model_construct(up_to=tier.up_to, unit_price=expected_share(tier), flat_fee=tier.flat_fee)
+                    for tier in price.tiers
+                ],
+                first_tier_flat_at_zero=price.first_tier_flat_at_zero,
+            ),
+            units,
+        )
     if not units:
         return Fraction(price.tiers[0].flat_fee) if price.first_tier_flat_at_zero else Fraction(0)
     total, floor = Fraction(0), Fraction(0)
@@ -264,19 +332,20 @@ def expected_of_model(price: UsagePrice, units: Fraction) -> Fraction:
     return total
 
 
-@given(price=strategies.usage_prices, quantity=strategies.quantities)
-def test_a_charge_is_exact_at_38_digits(price: UsagePrice, quantity: Decimal) -> None:
-    expected = expected_charge(price, quantity)
-    if expected_of_model(price, max(Fraction(quantity) - Fraction(price.included), Fraction(0))) >= 10**20:
+@given(price=strategies.usage_prices, quantity=strategies.quantities, events=strategies.event_counts)
+def test_a_charge_is_exact_at_38_digits(price: UsagePrice, quantity: Decimal, events: int) -> None:
+    expected = expected_charge(price, quantity, events)
+    unlimited = expected_of_model(price, max(Fraction(quantity) - Fraction(price.included), Fraction(0)))
+    if unlimited + events * Fraction(price.fee_per_event) >= 10**20:
         with pytest.raises(MoneyError):
-            charge(price, quantity)
+            charge(price, quantity, events)
         return
-    amount = charge(price, quantity)
+    amount = charge(price, quantity, events)
     assert Fraction(amount) == expected
-    parts = charge_parts(price, quantity)
+    parts = charge_parts(price, quantity, events)
     assert sum(Fraction(part.amount) for part in parts) == expected
     assert sum(Fraction(part.quantity) for part in parts) == Fraction(quantity)
-    assert all(part.quantity or part.amount for part in parts)
+    assert all(part.quantity or part.amount or part.flat_fee for part in parts)
     assert [part.tier for part in parts] == sorted({part.tier for part in parts})
 
 
@@ -289,23 +358,24 @@ def test_the_pieces_of_any_cutting_add_up_to_the_charge_of_the_whole(
     total = Fraction(0)
     by_tier: dict[int, list[Fraction]] = {}
     for number, (start, end) in enumerate(pairwise([Decimal(0), *cells])):
-        amount, parts = charge_interval(price, start, end, opening=number == 0)
+        amount, parts = charge_interval(price, start, end, opening=number == 0, events=(number * 2, number * 2 + 2))
         assert sum(Fraction(part.amount) for part in parts) == Fraction(amount)
         assert sum(Fraction(part.quantity) for part in parts) == Fraction(end) - Fraction(start)
         assert [part.tier for part in parts] == sorted({part.tier for part in parts})
-        assert all(part.quantity or part.amount for part in parts)
+        assert all(part.quantity or part.amount or part.flat_fee for part in parts)
         total += Fraction(amount)
         for part in parts:
             sums = by_tier.setdefault(part.tier, [Fraction(0)] * 3)
             by_tier[part.tier] = [
                 old + Fraction(new) for old, new in zip(sums, (part.quantity, part.flat_fee, part.amount))
             ]
-    assert total == Fraction(charge(price, cells[-1]))
+    events = len(cells) * 2
+    assert total == Fraction(charge(price, cells[-1], events)) == expected_charge(price, cells[-1], events)
     whole = {
         part.tier: [Fraction(part.quantity), Fraction(part.flat_fee), Fraction(part.amount)]
-        for part in charge_parts(price, cells[-1])
+        for part in charge_parts(price, cells[-1], events)
     }
-    assert {tier: sums for tier, sums in by_tier.items() if sums[0] or sums[2]} == whole
+    assert {tier: sums for tier, sums in by_tier.items() if any(sums)} == whole
 
 
 @given(usage=strategies.usage_of(strategies.usage_prices))
@@ -319,7 +389,7 @@ def test_a_charge_is_right_at_the_bounds_too(usage: tuple[UsagePrice, list[Decim
 def test_more_usage_never_costs_less(usage: tuple[UsagePrice, list[Decimal]]) -> None:
     price, quantities = usage
     for start, end in pairwise(sorted(quantities)):
-        assert charge_interval(price, start, end, opening=False)[0] >= 0
+        assert charge_interval(price, start, end, opening=False, events=(3, 4))[0] >= 0
 
 
 @given(price=strategies.tiered_prices(Volume), quantity=strategies.small_quantities.filter(bool))

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from meterline.schemas.catalog import Graduated, Package, PerUnit, Tier, UsagePrice, Volume
+from meterline.schemas.catalog import Dynamic, Graduated, Package, PerUnit, Tier, UsagePrice, Volume
 from meterline.transforms.rules.money import EXACT, round_money
 from meterline.transforms.rules.pricing import charge, charge_interval, charge_parts
 
@@ -158,9 +158,8 @@ def usage_discount(case: Case) -> Amounts:
     return {"billable": billable, "already_billable": charge(price, already), "discounted_now": free}
 
 
-def dynamic(params: Case) -> PerUnit:
-    """The events carry money: a meter sums it, and its unit, one dollar, is sold with the markup."""
-    return PerUnit(model="per_unit", unit_price=params["multiplier"])
+def dynamic(params: Case) -> Dynamic:
+    return Dynamic(model="dynamic", multiplier=params["multiplier"])
 
 
 def token_pricing(case: Case) -> Amounts:

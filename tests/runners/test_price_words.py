@@ -8,7 +8,18 @@ import pytest
 from hypothesis import given
 
 from meterline.runners.price_words import in_words, tier_terms
-from meterline.schemas.catalog import Graduated, PerUnit, Stairstep, Step, Tier, UsagePrice
+from meterline.schemas.catalog import (
+    Dynamic,
+    Graduated,
+    GraduatedPercentage,
+    Percentage,
+    PerUnit,
+    ShareTier,
+    Stairstep,
+    Step,
+    Tier,
+    UsagePrice,
+)
 from meterline.transforms.rules.pricing import charge_parts
 from tests import strategies
 
@@ -44,6 +55,23 @@ ONE = Decimal(1)
             "per unit: 1 for each token; counted after 100 that are included; at least 5; at most 20",
             id="included units, minimum and maximum",
         ),
+        pytest.param(
+            Percentage(model="percentage", percent=Decimal("2.9"), fee_per_event=Decimal("0.30")),
+            "percentage: 2.9 % of the amount; 0.30 more for each event",
+            id="percentage",
+        ),
+        pytest.param(
+            GraduatedPercentage(
+                model="graduated_percentage",
+                tiers=(
+                    ShareTier(up_to=Decimal(1000), percent=Decimal(2), flat_fee=ONE),
+                    ShareTier(basis_points=Decimal(50)),
+                ),
+            ),
+            "graduated percentage of the amount: (0, 1,000] at 2 % + 1 flat; (1,000, ∞) at 50 basis points",
+            id="graduated percentage",
+        ),
+        pytest.param(Dynamic(model="dynamic", multiplier=Decimal("1.2")), "dynamic: the amount × 1.2", id="dynamic"),
     ],
 )
 def test_in_words(price: UsagePrice, words: str) -> None:

@@ -133,12 +133,14 @@ MISTAKES = [
      "0.1234567890123456789 has 19 decimals, at most 18 are kept exactly"),
     (TOKENS_2, "tokens: {model: per_unit} #!", "rate card standard, version 2, price tokens: `unit_price` is missing"),
     (TOKENS_2, "tokens: {unit_price: '0.1'} #!", "rate card standard, version 2, price tokens: `model` is missing, "
-     "expected one of per_unit, graduated, volume, stairstep, package, fixed"),
+     "expected one of per_unit, graduated, volume, stairstep, package, percentage, "
+     "graduated_percentage, dynamic, fixed"),
     (TOKENS_2, "tokens:\n            unit_price: '1'\n            model: perunit #!",
      "rate card standard, version 2, price tokens, model: expected one of per_unit, graduated, volume, stairstep, "
-     "package, fixed, got perunit, did you mean 'per_unit'?"),
+     "package, percentage, graduated_percentage, dynamic, fixed, got perunit, did you mean 'per_unit'?"),
     (TOKENS_2, "tokens: {model: per_unit, unit_price: '1', tiers: []} #!",
-     "price tokens: unknown key 'tiers'; expected one of model, included, minimum, maximum, unit_price, per"),
+     "price tokens: unknown key 'tiers'; expected one of model, included, minimum, maximum, fee_per_event, "
+     "unit_price, per"),
     (TOKENS_2, "tokens: 5 #!", "rate card standard, version 2, price tokens: expected a mapping, got 5"),
     (TOKENS_2, TOKENS_2 + "\n          'a b': {model: per_unit, unit_price: '1'} #!",
      "price a b: expected letters, digits, '.', '_' and '-'"),
@@ -172,6 +174,18 @@ MISTAKES = [
      "minimum: must not be negative, got -5"),
     ("package_size: 10}", "package_size: 10, included: 5} #!",
      "price requests, included: packages have their own allowance, write `free_units`"),
+    (TOKENS_2, "tokens: {model: percentage} #!", "price tokens: `percent` is missing, or `basis_points`"),
+    (TOKENS_2, "tokens: {model: percentage, percent: 2, basis_points: 200} #!",
+     "price tokens, basis_points: the share stands in `percent` already, leave one out"),
+    (TOKENS_2, "tokens: {model: percentage, percent: '0.12345678901234567'} #!",
+     "0.12345678901234567 has 17 decimals, at most 16 are kept exactly"),
+    (TOKENS_2, "tokens: {model: graduated_percentage, tiers: [{percent: 2, unit_price: 1}]} #!",
+     "price tokens, tier 1: unknown key 'unit_price'; expected one of percent, basis_points, up_to, flat_fee"),
+    (TOKENS_2, "tokens: {model: graduated_percentage, tiers: [{up_to: 5, percent: 2}, {flat_fee: 1}]} #!",
+     "price tokens, tier 2: `percent` is missing, or `basis_points`"),
+    ("requests: {model: package, package_price: 1, package_size: 10}", "requests: {model: dynamic} #!",
+     "price requests, model: is dynamic, but meter requests counts (count); expected one that adds up amounts (sum) "
+     "(line 9)"),
     (TOKENS_2, "tokens: {model: stairstep, steps: [{up_to: 5, price: 1}, {price: 2, flat_fee: 1}]} #!",
      "price tokens, step 2: unknown key 'flat_fee'; expected one of up_to, price"),
     (TOKENS_2, "tokens: {model: stairstep, steps: [{up_to: 5, price: 1}, {up_to: 5, price: 2}]} #!",

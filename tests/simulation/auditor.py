@@ -638,6 +638,7 @@ def rate_key(books: Books, key: tuple[Any, ...], members: list[tuple[Event, Term
     line_items = []
     so_far: list[Event] = []
     quantity_from = Fraction(0)
+    events_from = 0
     for window_start, account_id in sorted(cells):
         known = cells[window_start, account_id]
         events = [event for event in known if name_of(event) not in books.voided]
@@ -650,9 +651,9 @@ def rate_key(books: Books, key: tuple[Any, ...], members: list[tuple[Event, Term
         if price is None or not events:
             amount = Fraction(0)
         elif not opened:
-            amount = charge_for(quantity_to, price)
+            amount = charge_for(quantity_to, len(so_far), price)
         else:
-            amount = charge_for(quantity_to, price) - charge_for(quantity_from, price)
+            amount = charge_for(quantity_to, len(so_far), price) - charge_for(quantity_from, events_from, price)
         if abs(amount) >= 10**20:
             books.rejects.append(("quantity_overflow", "rate", b""))
             return
@@ -680,6 +681,7 @@ def rate_key(books: Books, key: tuple[Any, ...], members: list[tuple[Event, Term
         )
         opened = opened or bool(events)
         quantity_from = quantity_to
+        events_from = len(so_far)
     books.line_items.extend(line_items)
 
 
@@ -708,9 +710,10 @@ def aggregate(aggregation: str, meter_id: str, events: list[Event]) -> Fraction:
 # Sections 6 and 7: amounts and price models
 
 
-def charge_for(quantity: Fraction, price: dict[str, Any]) -> Fraction:
-    """C(q), in currency units."""
+def charge_for(quantity: Fraction, events: int, price: dict[str, Any]) -> Fraction:
+    """C(q, e), in currency units."""
     amount = model_charge(max(quantity - Fraction(given(price, "included") or "0"), Fraction(0)), price)
+    amount += events * Fraction(given(price, "fee_per_event") or "0")
     if given(price, "minimum") is not None:
         amount = max(amount, Fraction(price["minimum"]))
     if given(price, "maximum") is not None:
@@ -725,6 +728,12 @@ def model_charge(quantity: Fraction, price: dict[str, Any]) -> Fraction:
         return package_charge(quantity, price)
     if model == "stairstep":
         return stairstep_charge(quantity, price)
+    if model == "percentage":
+        return rounded(quantity * share_of(price))
+    if model == "dynamic":
+        return rounded(quantity * Fraction(given(price, "multiplier") or "1"))
+    if model == "graduated_percentage":
+        return graduated_percentage_charge(quantity, price)
     per = Fraction(given(price, "per") or "1")
     if model == "per_unit":
         return rounded(quantity * Fraction(price["unit_price"]) / per)
@@ -765,6 +774,26 @@ def package_charge(quantity: Fraction, price: dict[str, Any]) -> Fraction:
     paid = max(quantity - Fraction(given(price, "free_units") or "0"), Fraction(0))
     packages = max(packages_of(paid, price), int(given(price, "minimum_packages") or "0"))
     return packages * Fraction(price["package_price"])
+
+
+def share_of(entry: dict[str, Any]) -> Fraction:
+    if given(entry, "percent") is not None:
+        return Fraction(entry["percent"]) / 100
+    return Fraction(entry["basis_points"]) / 10_000
+
+
+def graduated_percentage_charge(amount: Fraction, price: dict[str, Any]) -> Fraction:
+    """Each part of the amount at the share of its tier, and the flat fee of each tier that is reached."""
+    total = lower = Fraction(0)
+    for number, tier in enumerate(price["tiers"]):
+        upper = Fraction(tier["up_to"]) if given(tier, "up_to") else max(amount, lower)
+        fee = Fraction(given(tier, "flat_fee") or "0")
+        if amount > lower:
+            total += rounded((min(amount, upper) - lower) * share_of(tier) + fee)
+        elif number == 0 and yes(price, "first_tier_flat_at_zero"):
+            total += fee
+        lower = upper
+    return total
 
 
 def stairstep_charge(quantity: Fraction, price: dict[str, Any]) -> Fraction:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import replace
 from decimal import Decimal
@@ -18,9 +17,9 @@ def with_every_model(world: World, seed: int) -> World:
     """The world with other prices for its metered charges."""
     rng = Random(f"prices {seed}")
     catalog = deepcopy(world.catalog)
-    of_meter = {meter["id"]: meter.get("dimensions", []) for meter in catalog["meters"]}
-    dimensions = {
-        charge["id"]: of_meter[charge["meter"]]
+    by_id = {meter["id"]: meter for meter in catalog["meters"]}
+    meters = {
+        charge["id"]: by_id[charge["meter"]]
         for plan in catalog["plans"]
         for charge in plan["charges"]
         if "meter" in charge
@@ -29,19 +28,46 @@ def with_every_model(world: World, seed: int) -> World:
         for version in card["versions"]:
             for charge, price in version["prices"].items():
                 if price["model"] != "fixed":
-                    version["prices"][charge] = any_price(rng, dimensions.get(charge, []))
+                    version["prices"][charge] = any_price(rng, meters[charge])
     return replace(world, catalog=catalog)
 
 
-def any_price(rng: Random, dimensions: Sequence[str] = ()) -> Price:
-    price = rng.choice([make_price, _stairstep, _packaged_tiers])(rng)
+def any_price(rng: Random, meter: dict[str, Any]) -> Price:
+    models = [make_price, _stairstep, _packaged_tiers]
+    if meter["aggregation"] not in ("count", "distinct"):
+        models += [_percentage, _graduated_percentage, _dynamic]
+    price = rng.choice(models)(rng)
     if rng.random() < 0.3 and price["model"] != "package":
         price["included"] = rng.choice(["0", "1", "7.5", "20", "0.000000000001", "1000000"])
-    if not dimensions and rng.random() < 0.4:
+    if rng.random() < 0.3:
+        price["fee_per_event"] = price_text(rng)
+    if not meter.get("dimensions") and rng.random() < 0.4:
         limits = sorted((price_text(rng) for _ in range(2)), key=Decimal)
         for limit, amount in zip(rng.choice([["minimum"], ["maximum"], ["minimum", "maximum"]]), limits):
             price[limit] = amount
     return price
+
+
+def _percentage(rng: Random) -> Price:
+    return {"model": "percentage", **_share(rng)}
+
+
+def _graduated_percentage(rng: Random) -> Price:
+    tiers = [
+        {name: text for name, text in tier.items() if name != "unit_price"} | _share(rng) for tier in make_tiers(rng)
+    ]
+    price: Price = {"model": "graduated_percentage", "tiers": tiers}
+    if rng.random() < 0.5:
+        price["first_tier_flat_at_zero"] = rng.choice(["true", "false"])
+    return price
+
+
+def _dynamic(rng: Random) -> Price:
+    return {"model": "dynamic"} | ({"multiplier": price_text(rng)} if rng.random() < 0.7 else {})
+
+
+def _share(rng: Random) -> dict[str, str]:
+    return rng.choice([{"percent": rng.choice(["2.9", "0.0000000000000001", "100", "0"])}, {"basis_points": "37.5"}])
 
 
 def _stairstep(rng: Random) -> Price:

@@ -228,7 +228,7 @@ DUST = [{"unit_price": "0.000000000000000001", "flat_fee": "0.000000000000000001
     ],
 )
 def test_charge(price: dict[str, Any], quantity: str, charge: str) -> None:
-    assert charge_for(Fraction(quantity), price) == Fraction(charge)
+    assert charge_for(Fraction(quantity), 0, price) == Fraction(charge)
 
 
 @pytest.mark.parametrize(

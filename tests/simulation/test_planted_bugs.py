@@ -32,9 +32,9 @@ Plant = Callable[[pytest.MonkeyPatch], None]
 
 
 def amounts_from_deltas(patch: pytest.MonkeyPatch) -> None:
-    def delta(price: Any, start: Decimal, end: Decimal, *, opening: bool) -> Any:
+    def delta(price: Any, start: Decimal, end: Decimal, *, opening: bool, **more: Any) -> Any:
         step = end - start
-        return pricing.charge_interval(price, Decimal(0), abs(step), opening=True)
+        return pricing.charge_interval(price, Decimal(0), abs(step), opening=True, **more)
 
     patch.setattr(line_items, "charge_interval", delta)
 
@@ -42,12 +42,12 @@ def amounts_from_deltas(patch: pytest.MonkeyPatch) -> None:
 def tier_bound_off_by_one(patch: pytest.MonkeyPatch) -> None:
     """The unit at the bound falls into the higher tier."""
 
-    def shifted(price: Any, start: Decimal, end: Decimal, *, opening: bool) -> Any:
+    def shifted(price: Any, start: Decimal, end: Decimal, *, opening: bool, **more: Any) -> Any:
         least = Decimal("1E-12")
         if hasattr(price, "tiers"):
             tiers = [tier.model_copy(update={"up_to": tier.up_to and tier.up_to - least}) for tier in price.tiers]
             price = price.model_copy(update={"tiers": tuple(tiers)})
-        return pricing.charge_interval(price, start, end, opening=opening)
+        return pricing.charge_interval(price, start, end, opening=opening, **more)
 
     patch.setattr(line_items, "charge_interval", shifted)
 
@@ -60,8 +60,8 @@ def rounded_to_12_places(patch: pytest.MonkeyPatch) -> None:
 
 
 def opening_fee_forgotten(patch: pytest.MonkeyPatch) -> None:
-    def closed(price: Any, start: Decimal, end: Decimal, *, opening: bool) -> Any:
-        return pricing.charge_interval(price, start, end, opening=False)
+    def closed(price: Any, start: Decimal, end: Decimal, *, opening: bool, **more: Any) -> Any:
+        return pricing.charge_interval(price, start, end, opening=False, **more)
 
     patch.setattr(line_items, "charge_interval", closed)
 

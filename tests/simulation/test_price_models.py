@@ -10,6 +10,8 @@ from collections import Counter
 
 import pytest
 
+from meterline.schemas.catalog_files import _PRICES
+
 from . import chaos
 from .generator import generate
 from .price_models import with_every_model
@@ -36,7 +38,7 @@ def test_the_worlds_have_prices_of_every_model() -> None:
         for version in card["versions"]
         for price in version["prices"].values()
     )
-    assert set(found) == {"per_unit", "graduated", "volume", "stairstep", "package", "fixed"}
+    assert set(found) == set(_PRICES)
 
 
 def test_other_prices_leave_all_else_of_a_world_alone() -> None:

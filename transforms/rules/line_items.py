@@ -46,14 +46,18 @@ def line_items(
     """
     reached = Decimal(0)
     opening = True
+    events = 0
     for cell, own, so_far in cumulative(aggregation, sorted(usage.items())):
         before, reached = reached, quantity(aggregation, so_far)
+        events_before, events = events, so_far.event_count
         if reached >= _LIMIT:
             raise QuantityError(f"the quantity of the period reaches {reached}, it must stay below 10^26")
         if (since is None or cell >= since) and cell != FOLDED:
             amount, tiers = _NOTHING
             if priced is not None and own.event_count:
-                amount, tiers = charge_interval(priced.price, before, reached, opening=opening)
+                amount, tiers = charge_interval(
+                    priced.price, before, reached, opening=opening, events=(events_before, events)
+                )
             start, end = window_bounds(key, cell.window_start)
             yield LineItem(
                 key=key,

@@ -54,12 +54,12 @@ def difference(before: Parts, after: Parts) -> Parts:
         (old,), (new,) = before, after
         fee, amount = new.flat_fee - old.flat_fee, new.amount - old.amount
         step = TierCharge(new.tier, new.quantity - old.quantity, new.unit_price, fee, amount)
-        return (step,) if step.quantity or amount else ()
+        return (step,) if step.quantity or amount or fee else ()
     parts = {one.tier: one for one in after}
     for tier, quantity, unit_price, flat_fee, amount in before:
         new = parts.get(tier, TierCharge(tier, ZERO, unit_price, ZERO, ZERO))
         step = TierCharge(tier, new.quantity - quantity, unit_price, new.flat_fee - flat_fee, new.amount - amount)
-        if step.quantity or step.amount:
+        if step.quantity or step.amount or step.flat_fee:
             parts[tier] = step
         else:
             del parts[tier]
