@@ -289,7 +289,8 @@ WHERE line_items != archive ORDER BY rating_key_id
 """
 # A key opens with its first event that counts.
 _PRICED = f"""
-SELECT line_item_id, subscription_id, charge_id, rate_card_version, quantity_from, quantity_to, amount, event_count,
+SELECT line_item_id, subscription_id, charge_id, rate_card_version, dimensions, quantity_from, quantity_to, amount,
+       event_count,
        sum(event_count) OVER (
            PARTITION BY rating_key_id ORDER BY window_start, account_id
            ROWS BETWEEN UNBOUNDED PRECEDING AND CURRENT ROW) AS events_to,
@@ -304,7 +305,9 @@ def _amounts(ask: _Question, book: Directory) -> Finding:
     rows = ask.rows(_PRICED)
     wrong = []
     for row in rows:
-        priced = book.price_of(row["subscription_id"], row["charge_id"], row["rate_card_version"])
+        priced = book.price_of(
+            row["subscription_id"], row["charge_id"], row["rate_card_version"], dict(row["dimensions"]).items()
+        )
         expected: Decimal | None = None
         if not row["event_count"]:
             expected = Decimal(0)

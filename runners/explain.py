@@ -31,13 +31,14 @@ from meterline.runners.explanation import (
     visible,
 )
 from meterline.runners.price_words import TierTerms, in_words, tier_terms
-from meterline.schemas.catalog import AnyPrice, Catalog, Fixed, Subscription
+from meterline.schemas.catalog import Catalog, Fixed, Matrix, Subscription, UsagePrice
 from meterline.schemas.records import RatingKey, line_item_id
 from meterline.schemas.voids import VOID_SOURCE
 from meterline.transforms import clickhouse
 from meterline.transforms.rules.attribution import Directory, directory
 from meterline.transforms.rules.line_items import window_bounds
 from meterline.transforms.rules.money import EXACT, round_amount
+from meterline.transforms.rules.prices.matrix import price_for
 
 MAX_FOUND = 20
 """Events, or rejects, shown when more than one has the id."""
@@ -640,7 +641,9 @@ def _first_events(ask: _Question, items: Sequence[Mapping[str, Any]], first: str
 # --- prices in words ----------------------------------------------------------------------------
 
 
-def _catalog_price(book: Directory | None, row: Mapping[str, Any]) -> tuple[Subscription | None, AnyPrice | None]:
+def _catalog_price(
+    book: Directory | None, row: Mapping[str, Any]
+) -> tuple[Subscription | None, UsagePrice | Fixed | None]:
     subscription = book.subscriptions.get(row["subscription_id"]) if book else None
     if book is None or subscription is None:
         return None, None
@@ -648,10 +651,14 @@ def _catalog_price(book: Directory | None, row: Mapping[str, Any]) -> tuple[Subs
     found = next(
         (one.prices.get(row["charge_id"]) for one in versions if one.version == row["rate_card_version"]), None
     )
+    if isinstance(found, Matrix):
+        found = price_for(found, dict(row["dimensions"]))
     return subscription, found
 
 
-def _price(ask: _Question, row: Mapping[str, Any], price: AnyPrice | None, tiers: Sequence[Mapping[str, Any]]) -> Price:
+def _price(
+    ask: _Question, row: Mapping[str, Any], price: UsagePrice | Fixed | None, tiers: Sequence[Mapping[str, Any]]
+) -> Price:
     if not row["charge_id"]:
         return Price("", "no charge prices this usage; it is counted at amount 0", "none")
     if price is not None and all(_terms(price, tier) for tier in tiers):
@@ -666,13 +673,13 @@ def _price(ask: _Question, row: Mapping[str, Any], price: AnyPrice | None, tiers
     return Price("", f"as recorded: {', '.join(prices)} ({why})" if prices else why, "recorded")
 
 
-def _terms(price: AnyPrice | None, tier: Mapping[str, Any]) -> TierTerms | None:
+def _terms(price: UsagePrice | Fixed | None, tier: Mapping[str, Any]) -> TierTerms | None:
     """What the catalog says of a tier, where it still has the price that the tier was charged at."""
     terms = tier_terms(price, tier["tier"]) if price is not None else None
     return terms if terms and terms.unit_price == tier["unit_price"] else None
 
 
-def _tiers(price: AnyPrice | None, tiers: Iterable[Mapping[str, Any]]) -> tuple[Tier, ...]:
+def _tiers(price: UsagePrice | Fixed | None, tiers: Iterable[Mapping[str, Any]]) -> tuple[Tier, ...]:
     found = []
     for tier in tiers:
         terms = _terms(price, tier) or TierTerms(tier["unit_price"])

@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 from meterline.runners.tables import number
 from meterline.schemas.catalog import (
-    AnyPrice,
     Dynamic,
     Fixed,
     GraduatedPercentage,
@@ -35,7 +34,7 @@ class TierTerms(NamedTuple):
     in_packages: bool = False
 
 
-def tier_terms(price: AnyPrice, tier: int) -> TierTerms | None:
+def tier_terms(price: UsagePrice | Fixed, tier: int) -> TierTerms | None:
     """The terms of tier `tier`, counted from 1 (0: beside the tiers); None where the price has no such tier."""
     if isinstance(price, Fixed):
         return None
@@ -63,7 +62,7 @@ def tier_terms(price: AnyPrice, tier: int) -> TierTerms | None:
     return TierTerms(own.unit_price, price.per, above, own.up_to)
 
 
-def in_words(price: AnyPrice, unit: str) -> str:
+def in_words(price: UsagePrice | Fixed, unit: str) -> str:
     """The whole price, as one line of text."""
     if isinstance(price, Fixed):
         return f"fixed fee: {price.amount:,f} for each billing period"

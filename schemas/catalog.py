@@ -260,7 +260,7 @@ class Tier(Record):
         Annotated[Price, _decimal_schema("Currency units for one package, in place of `unit_price`.")] | None
     ) = None
     package_size: Annotated[PositiveQuantity, _decimal_schema("Units of the meter in one package.")] | None = None
-    round: Literal["up", "down"] = Field("up", description="Whether a started package is paid.")
+    round: Literal["up", "down"] = Field(default="up", description="Whether a started package is paid.")
 
     @model_validator(mode="after")
     def _sold_one_way(self) -> Tier:
@@ -462,7 +462,38 @@ UsagePrice = Annotated[
     PerUnit | Graduated | Volume | Stairstep | Package | Percentage | GraduatedPercentage | Dynamic,
     Field(discriminator="model"),
 ]
-AnyPrice = Annotated[UsagePrice | Fixed, Field(discriminator="model")]
+
+
+class MatrixRow(Record):
+    """A price for usage whose dimensions have the given values; those that are not named may have any."""
+
+    when: dict[PropertyPath, str] = Field(min_length=1, description="Value by dimension, '' where it is absent.")
+    price: UsagePrice
+
+
+class Matrix(Record):
+    """Prices by the values of the meter's dimensions: that of the first row that fits."""
+
+    model: Literal["matrix"]
+    rows: tuple[MatrixRow, ...] = Field(min_length=1)
+    default: UsagePrice | None = Field(
+        None, description="Where no row fits; without it such usage is rejected as having no price."
+    )
+
+    @model_validator(mode="after")
+    def _rows_are_reached(self) -> Matrix:
+        for number, row in enumerate(self.rows):
+            for earlier, other in enumerate(self.rows[:number]):
+                if other.when.items() <= row.when.items():
+                    raise _misplaced(
+                        f"is never reached, all that it fits is taken by row {earlier + 1}; put it before that one",
+                        at=("rows", number),
+                        also=("rows", earlier),
+                    )
+        return self
+
+
+AnyPrice = Annotated[UsagePrice | Matrix | Fixed, Field(discriminator="model")]
 
 
 class RateCardVersion(Record):

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Container, Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple, Protocol, TypeVar
 
 from meterline.schemas.catalog import (
     Account,
     Aggregation,
+    AnyPrice,
     Catalog,
+    Charge,
     Dynamic,
     Fixed,
     GraduatedPercentage,
+    Matrix,
     Meter,
     Percentage,
     Plan,
@@ -112,8 +115,9 @@ def _plans(catalog: Catalog) -> Iterator[Finding]:
         yield from _charges(number, plan)
         if plan.rate_card in cards:
             yield from _charges_and_prices(number, plan, *cards[plan.rate_card])
-            yield from _limits(plan, *cards[plan.rate_card], meters)
-            yield from _amounts(plan, *cards[plan.rate_card], meters)
+            for charge in plan.charges:
+                if charge.meter in meters:
+                    yield from _prices_and_meter(*cards[plan.rate_card], charge, *meters[charge.meter])
 
 
 def _charges(number: int, plan: Plan) -> Iterator[Finding]:
@@ -157,41 +161,50 @@ def _charges_and_prices(number: int, plan: Plan, card_number: int, card: RateCar
             yield Finding(price_at, message, at)
 
 
-def _limits(plan: Plan, card_number: int, card: RateCard, meters: Mapping[str, tuple[int, Meter]]) -> Iterator[Finding]:
-    """Minimums and maximums of charges that are billed in several parts."""
-    for charge in plan.charges:
-        number, meter = meters.get(charge.meter or "", (0, None))
-        if meter is None or not meter.dimensions:
-            continue
-        for position, version in enumerate(card.versions):
-            price = version.prices.get(charge.id)
-            for limit in ("minimum", "maximum"):
-                if getattr(price, limit, None) is not None:
-                    yield Finding(
-                        ("rate_cards", card_number, "versions", position, "prices", charge.id, limit),
-                        f"would hold for each value of {', '.join(meter.dimensions)} by itself; leave it out, or bill "
-                        f"a meter without dimensions",
-                        ("meters", number, "dimensions"),
-                    )
-
-
-def _amounts(
-    plan: Plan, card_number: int, card: RateCard, meters: Mapping[str, tuple[int, Meter]]
+def _prices_and_meter(
+    card_number: int, card: RateCard, charge: Charge, meter_number: int, meter: Meter
 ) -> Iterator[Finding]:
-    """Prices of an amount whose meter counts events, or values, instead."""
-    for charge in plan.charges:
-        number, meter = meters.get(charge.meter or "", (0, None))
-        if meter is None or meter.aggregation not in (Aggregation.COUNT, Aggregation.DISTINCT):
+    """Prices that do not go with what the meter counts."""
+    for position, version in enumerate(card.versions):
+        price = version.prices.get(charge.id)
+        at: Place = ("rate_cards", card_number, "versions", position, "prices", charge.id)
+        if not isinstance(price, Matrix):
+            yield from _price_and_meter(at, price, meter.dimensions, meter_number, meter)
             continue
-        for position, version in enumerate(card.versions):
-            price = version.prices.get(charge.id)
-            if isinstance(price, Percentage | GraduatedPercentage | Dynamic):
-                yield Finding(
-                    ("rate_cards", card_number, "versions", position, "prices", charge.id, "model"),
-                    f"is {price.model}, but meter {meter.id} counts ({meter.aggregation}); expected one that adds up "
-                    f"amounts (sum)",
-                    ("meters", number, "aggregation"),
-                )
+        known = ", ".join(meter.dimensions) or "none"
+        for number, row in enumerate(price.rows):
+            for path in row.when:
+                if path not in meter.dimensions:
+                    yield Finding(
+                        (*at, "rows", number, "when", path),
+                        f"meter {meter.id} has no such dimension, expected one of {known}",
+                        ("meters", meter_number, "dimensions"),
+                    )
+            free = [path for path in meter.dimensions if path not in row.when]
+            yield from _price_and_meter((*at, "rows", number, "price"), row.price, free, meter_number, meter)
+        yield from _price_and_meter((*at, "default"), price.default, meter.dimensions, meter_number, meter)
+
+
+def _price_and_meter(
+    at: Place, price: AnyPrice | None, free: Sequence[str], meter_number: int, meter: Meter
+) -> Iterator[Finding]:
+    """The same for one price; where dimensions are `free` to have any value, it holds for several rating keys."""
+    for limit in ("minimum", "maximum"):
+        if free and getattr(price, limit, None) is not None:
+            yield Finding(
+                (*at, limit),
+                f"would hold for each value of {', '.join(free)} by itself; leave it out, or bill a meter without "
+                f"dimensions",
+                ("meters", meter_number, "dimensions"),
+            )
+    counts = meter.aggregation in (Aggregation.COUNT, Aggregation.DISTINCT)
+    if counts and isinstance(price, Percentage | GraduatedPercentage | Dynamic):
+        yield Finding(
+            (*at, "model"),
+            f"is {price.model}, but meter {meter.id} counts ({meter.aggregation}); expected one that adds up amounts "
+            f"(sum)",
+            ("meters", meter_number, "aggregation"),
+        )
 
 
 def _prices_without_charge(catalog: Catalog) -> Iterator[Finding]:

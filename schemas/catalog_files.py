@@ -33,6 +33,8 @@ from meterline.schemas.catalog import (
     Fixed,
     Graduated,
     GraduatedPercentage,
+    Matrix,
+    MatrixRow,
     Meter,
     Package,
     Percentage,
@@ -68,6 +70,7 @@ _PRICES: dict[str, type[Record]] = {
     "percentage": Percentage,
     "graduated_percentage": GraduatedPercentage,
     "dynamic": Dynamic,
+    "matrix": Matrix,
     "fixed": Fixed,
 }
 # The model of each mapping, by the key of its list or, for prices, by the price model's name; `MODEL.LIST` comes first.
@@ -78,6 +81,7 @@ _MODELS: dict[str, type[Record]] = {
     "charges": Charge,
     "tiers": Tier,
     "steps": Step,
+    "rows": MatrixRow,
     "graduated_percentage.tiers": ShareTier,
 }
 _SINGULAR = {
@@ -91,6 +95,7 @@ _SINGULAR = {
     "charges": "charge",
     "tiers": "tier",
     "steps": "step",
+    "rows": "row",
     "subjects": "subject",
     "dimensions": "dimension",
 }
@@ -189,6 +194,7 @@ def catalog_json_schema() -> dict[str, Any]:
         del section["default"]
     # Pydantic leaves keys that do not match the pattern unchecked.
     schema["$defs"]["RateCardVersion"]["properties"]["prices"]["additionalProperties"] = False
+    schema["$defs"]["MatrixRow"]["properties"]["when"]["additionalProperties"] = False
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         **schema,
@@ -462,9 +468,15 @@ class _Place(NamedTuple):
     def explain(self, error: ErrorDetails) -> Problem:
         """Say in plain words what pydantic found wrong in the record."""
         loc = list(error["loc"])
-        key = str(loc[-1]) if loc else ""
+        models = list(_PRICES)
         if self.section == "rate_cards" and loc[2:3] == ["prices"]:
             del loc[4:5]  # Pydantic puts in the price model's name, or "[key]" for the key itself.
+            inside = loc[6:7] == ["price"]
+            if inside or loc[4:5] == ["default"]:
+                place = 7 if inside else 5
+                del loc[place : place + 1]
+                models = [model for model in models if model not in ("matrix", "fixed")]
+        key = str(loc[-1]) if loc else ""
         context = error.get("ctx", {})
         match error["type"]:
             case "missing":
@@ -480,7 +492,7 @@ class _Place(NamedTuple):
                     message = f"{message} ({_spot(self, self, (*loc, *context['also']))})"
                 return self.problem((*loc, *context["at"]), message)
             case "union_tag_not_found":
-                return self.problem(loc, f"`model` is missing, expected one of {', '.join(_PRICES)}")
+                return self.problem(loc, f"`model` is missing, expected one of {', '.join(models)}")
             case "union_tag_invalid":
                 loc.append("model")
         node = self.find(loc)[1]
@@ -513,7 +525,7 @@ def _wording(kind: str, node: _Node, error: ErrorDetails) -> str:
         case "string_type" if isinstance(node.value, bool | int | _Unquoted):
             return _quote_it(node)
         case "enum" | "literal_error" | "union_tag_invalid":
-            choices = list(_PRICES) if kind == "union_tag_invalid" else re.findall("'([^']*)'", context["expected"])
+            choices = re.findall("'([^']*)'", context["expected_tags" if kind == "union_tag_invalid" else "expected"])
             return f"expected one of {', '.join(choices)}, got {came}{_did_you_mean(node.value, choices)}"
         case "string_pattern_mismatch":
             return f"{_PATTERNS[context['pattern']]}, got {came}"

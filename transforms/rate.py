@@ -128,7 +128,7 @@ class _RateFn(beam.DoFn):
         if not wanted:
             return
         if key.charge_id and priced is None:
-            yield _reject(text, Reason.NO_PRICE, f"the catalog has no price any more for {text.decode()}")
+            yield _reject(text, Reason.NO_PRICE, f"the catalog has no price (any more) for {text.decode()}")
             return
         try:
             # All or nothing: of a key that is rejected no line item is written.
@@ -156,7 +156,7 @@ def _terms(key: RatingKey, catalogs: Catalogs) -> tuple[Aggregation, Priced | No
             book = directory(catalog)
             if not key.charge_id and key.meter_id in book.meters:
                 return book.meters[key.meter_id].aggregation, None
-            priced = book.price_of(key.subscription_id, key.charge_id, key.rate_card_version)
+            priced = book.price_of(key.subscription_id, key.charge_id, key.rate_card_version, key.dimensions)
             if priced and key.meter_id in book.meters:
                 return book.meters[key.meter_id].aggregation, priced
     return meters_of(catalogs)[key.meter_id].aggregation, None

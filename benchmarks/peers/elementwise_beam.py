@@ -214,7 +214,9 @@ class _Rate(beam.DoFn):
 
     def process(self, keyed: tuple[str, Iterable[tuple[str, int, int, str]]]) -> Iterator[Any]:
         key = RatingKey.parse(keyed[0])
-        priced = directory(self._catalog).price_of(key.subscription_id, key.charge_id, key.rate_card_version)
+        priced = directory(self._catalog).price_of(
+            key.subscription_id, key.charge_id, key.rate_card_version, key.dimensions
+        )
         usage = {
             Cell(window, account): Usage(count, int(Decimal(quantity).scaleb(12)))
             for account, window, count, quantity in keyed[1]

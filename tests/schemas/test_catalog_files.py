@@ -134,10 +134,10 @@ MISTAKES = [
     (TOKENS_2, "tokens: {model: per_unit} #!", "rate card standard, version 2, price tokens: `unit_price` is missing"),
     (TOKENS_2, "tokens: {unit_price: '0.1'} #!", "rate card standard, version 2, price tokens: `model` is missing, "
      "expected one of per_unit, graduated, volume, stairstep, package, percentage, "
-     "graduated_percentage, dynamic, fixed"),
+     "graduated_percentage, dynamic, matrix, fixed"),
     (TOKENS_2, "tokens:\n            unit_price: '1'\n            model: perunit #!",
      "rate card standard, version 2, price tokens, model: expected one of per_unit, graduated, volume, stairstep, "
-     "package, percentage, graduated_percentage, dynamic, fixed, got perunit, did you mean 'per_unit'?"),
+     "package, percentage, graduated_percentage, dynamic, matrix, fixed, got perunit, did you mean 'per_unit'?"),
     (TOKENS_2, "tokens: {model: per_unit, unit_price: '1', tiers: []} #!",
      "price tokens: unknown key 'tiers'; expected one of model, included, minimum, maximum, fee_per_event, "
      "unit_price, per"),
@@ -174,6 +174,28 @@ MISTAKES = [
      "minimum: must not be negative, got -5"),
     ("package_size: 10}", "package_size: 10, included: 5} #!",
      "price requests, included: packages have their own allowance, write `free_units`"),
+    (TOKENS_2, "tokens: {model: matrix, rows: []} #!", "price tokens, rows: expected at least one, got none"),
+    (TOKENS_2, "tokens: {model: matrix, rows: [{when: {}, price: {model: dynamic}}]} #!",
+     "price tokens, row 1, when: expected at least one, got none"),
+    (TOKENS_2, "tokens: {model: matrix, rows: [{when: {a: yes}, price: {model: dynamic}}]} #!",
+     "price tokens, row 1, when, a: yes must be in quotes, YAML reads it as true: write 'yes'"),
+    (TOKENS_2, "tokens: {model: matrix, rows: [{when: {a: x}, price: {model: fixed}}]} #!",
+     "price tokens, row 1, price, model: expected one of per_unit, graduated, volume, stairstep, package, percentage, "
+     "graduated_percentage, dynamic, got fixed"),
+    (TOKENS_2, "tokens: {model: matrix, rows: [{when: {a: x}, price: {unit_price: 1}}]} #!",
+     "price tokens, row 1, price: `model` is missing, expected one of per_unit, graduated, volume, stairstep, package, "
+     "percentage, graduated_percentage, dynamic"),
+    (TOKENS_2, "tokens: {model: matrix, rows: [{when: {a: x}, price: {model: per_unit, unit_price: 0.5}}]} #!",
+     "price tokens, row 1, price, unit_price: expected a decimal number in quotes, got 0.5: write '0.5'"),
+    (TOKENS_2, "tokens: {model: matrix, rows: [{when: {a: x}, price: {model: per_unit, price: 5}}]} #!",
+     "price tokens, row 1, price: unknown key 'price', did you mean 'unit_price'?"),
+    (TOKENS_2, "tokens: {model: matrix, rows: [{when: {a: x}, price: {model: dynamic}}], default: {model: volume}} #!",
+     "price tokens, default: `tiers` is missing"),
+    (TOKENS_2, "tokens: {model: matrix, rows: [{when: {a: x}, price: {model: dynamic}},\n"
+     " {when: {a: x, b: y}, price: {model: dynamic}}]} #!",
+     "price tokens, row 2: is never reached, all that it fits is taken by row 1; put it before that one (line 29)"),
+    (TOKENS_2, "tokens: {model: matrix, rows: [{when: {region: x}, price: {model: dynamic}}]} #!",
+     "price tokens, row 1, when, region: meter tokens has no such dimension, expected one of none (line 2)"),
     (TOKENS_2, "tokens: {model: percentage} #!", "price tokens: `percent` is missing, or `basis_points`"),
     (TOKENS_2, "tokens: {model: percentage, percent: 2, basis_points: 200} #!",
      "price tokens, basis_points: the share stands in `percent` already, leave one out"),
@@ -275,6 +297,19 @@ def test_a_mistake_is_reported_at_its_line(tmp_path: Path, old: str, new: str, e
     found = problems(write(tmp_path, all=text))
     place = f"all.yaml:{line_of(text, '#!')}: "
     assert any(line.startswith(place) and expected in line for line in found), "\n".join(found)
+
+
+def test_a_row_that_names_all_dimensions_may_have_limits(tmp_path: Path) -> None:
+    text = GOOD.replace("    unit: token\n", "    unit: token\n    dimensions: [model, region]\n", 1)
+    limited = "{model: per_unit, unit_price: '0.1', minimum: 5}"
+    rows = f"[{{when: {{model: a, region: eu}}, price: {limited}}}, {{when: {{model: b}}, price: {limited}}}]"
+    text = text.replace(TOKENS_2, f"tokens: {{model: matrix, rows: {rows}, default: {limited}}}")
+    assert problems(write(tmp_path, all=text)) == [
+        "all.yaml:30: rate card standard, version 2, price tokens, row 2, price, minimum: would hold for each value of "
+        "region by itself; leave it out, or bill a meter without dimensions (line 7)",
+        "all.yaml:30: rate card standard, version 2, price tokens, default, minimum: would hold for each value of "
+        "model, region by itself; leave it out, or bill a meter without dimensions (line 7)",
+    ]
 
 
 @pytest.mark.parametrize("limit", ["minimum", "maximum"])

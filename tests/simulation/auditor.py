@@ -634,6 +634,11 @@ def rate_key(books: Books, key: tuple[Any, ...], members: list[tuple[Event, Term
     opened = False
     revision = 0
     price = members[0][1].price
+    if price is not None and price["model"] == "matrix":
+        price = price_in(price, dict(dimensions))
+        if price is None:
+            books.rejects.append(("no_price", "rate", b""))
+            return
     period = members[0][1].period
     line_items = []
     so_far: list[Event] = []
@@ -774,6 +779,15 @@ def package_charge(quantity: Fraction, price: dict[str, Any]) -> Fraction:
     paid = max(quantity - Fraction(given(price, "free_units") or "0"), Fraction(0))
     packages = max(packages_of(paid, price), int(given(price, "minimum_packages") or "0"))
     return packages * Fraction(price["package_price"])
+
+
+def price_in(matrix: dict[str, Any], dimensions: dict[str, str]) -> dict[str, Any] | None:
+    """The price of the first row that fits, else the default."""
+    for row in matrix["rows"]:
+        if all(dimensions.get(path) == value for path, value in row["when"].items()):
+            price: dict[str, Any] = row["price"]
+            return price
+    return matrix.get("default")
 
 
 def share_of(entry: dict[str, Any]) -> Fraction:

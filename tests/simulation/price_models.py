@@ -11,6 +11,7 @@ from typing import Any
 from .generator import World, make_price, make_tiers, price_text
 
 Price = dict[str, Any]
+VALUES = ("eu", "us-east", "", "", "größer", "\u0000", "true", "false", "1", "1.5", "-0.25", "100000000000000000000")
 
 
 def with_every_model(world: World, seed: int) -> World:
@@ -33,6 +34,19 @@ def with_every_model(world: World, seed: int) -> World:
 
 
 def any_price(rng: Random, meter: dict[str, Any]) -> Price:
+    dimensions: list[str] = meter.get("dimensions", [])
+    if not dimensions or rng.random() < 0.5:
+        return _flat_price(rng, meter)
+    rows: list[dict[str, Any]] = []
+    for _ in range(rng.randint(1, 4)):
+        when = {path: rng.choice(VALUES) for path in rng.sample(dimensions, rng.randint(1, len(dimensions)))}
+        if not any(row["when"].items() <= when.items() for row in rows):
+            rows.append({"when": when, "price": _flat_price(rng, meter)})
+    # With a default: usage without a price is rejected.
+    return {"model": "matrix", "rows": rows, "default": _flat_price(rng, meter)}
+
+
+def _flat_price(rng: Random, meter: dict[str, Any]) -> Price:
     models = [make_price, _stairstep, _packaged_tiers]
     if meter["aggregation"] not in ("count", "distinct"):
         models += [_percentage, _graduated_percentage, _dynamic]

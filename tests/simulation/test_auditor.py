@@ -22,6 +22,7 @@ from .auditor import (
     charge_for,
     exact,
     period_of,
+    price_in,
     read_catalog,
     rounded,
     string_form,
@@ -193,6 +194,12 @@ THIRDS = [{"up_to": "1", "unit_price": "1"}, {"unit_price": "1"}]  # with per 3;
 DUST = [{"unit_price": "0.000000000000000001", "flat_fee": "0.000000000000000001"}]
 
 
+UNITS_THEN_PACKAGES = [{"up_to": "100", "unit_price": "0.10"}, {"package_size": "50", "package_price": "4"}]
+STEPS = [{"up_to": "10", "price": "20"}, {"price": "50"}]
+SHARES = [{"up_to": "1000", "percent": "2", "flat_fee": "1"}, {"basis_points": "50"}]
+LIMITED = {"model": "per_unit", "unit_price": "0.10", "included": "100", "minimum": "5", "maximum": "20"}
+
+
 @pytest.mark.parametrize(
     ("price", "quantity", "charge"),
     [
@@ -225,10 +232,42 @@ DUST = [{"unit_price": "0.000000000000000001", "flat_fee": "0.000000000000000001
         ({"model": "package", "package_price": "5", "package_size": "10", "free_units": "8"}, "18.5", "10"),
         ({"model": "package", "package_price": "5", "package_size": "10", "minimum_packages": "3"}, "0", "15"),
         ({"model": "package", "package_price": "5", "package_size": "10", "minimum_packages": "3"}, "31", "20"),
+        ({"model": "graduated", "tiers": UNITS_THEN_PACKAGES}, "100", "10"),
+        ({"model": "graduated", "tiers": UNITS_THEN_PACKAGES}, "160", "18"),
+        ({"model": "volume", "tiers": UNITS_THEN_PACKAGES}, "160", "16"),
+        ({"model": "stairstep", "steps": STEPS}, "0", "0"),
+        ({"model": "stairstep", "steps": STEPS, "first_step_at_zero": "true"}, "0", "20"),
+        ({"model": "stairstep", "steps": STEPS}, "10", "20"),
+        ({"model": "stairstep", "steps": STEPS}, "10.5", "50"),
+        ({"model": "percentage", "percent": "2.9"}, "250.50", "7.2645"),
+        ({"model": "percentage", "basis_points": "25"}, "1000", "2.5"),
+        ({"model": "graduated_percentage", "tiers": SHARES}, "0", "0"),
+        ({"model": "graduated_percentage", "tiers": SHARES}, "3000", "31"),
+        ({"model": "graduated_percentage", "tiers": SHARES, "first_tier_flat_at_zero": "true"}, "0", "1"),
+        ({"model": "dynamic"}, "3", "3"),
+        ({"model": "dynamic", "multiplier": "1.2"}, "3", "3.6"),
+        (LIMITED, "0", "5"),
+        (LIMITED, "80", "5"),
+        (LIMITED, "170", "7"),
+        (LIMITED, "400", "20"),
     ],
 )
 def test_charge(price: dict[str, Any], quantity: str, charge: str) -> None:
     assert charge_for(Fraction(quantity), 0, price) == Fraction(charge)
+
+
+def test_a_fee_for_each_event() -> None:
+    assert charge_for(Fraction(100), 3, {"model": "percentage", "percent": "2.9", "fee_per_event": "0.30"}) == Fraction(
+        "3.80"
+    )
+
+
+def test_a_matrix_has_the_price_of_the_first_row_that_fits() -> None:
+    matrix = {"rows": [{"when": {"m": "a", "r": ""}, "price": {"p": "1"}}, {"when": {"m": "a"}, "price": {"p": "2"}}]}
+    assert price_in(matrix, {"m": "a", "r": ""}) == {"p": "1"}
+    assert price_in(matrix, {"m": "a", "r": "eu"}) == {"p": "2"}
+    assert price_in(matrix, {"m": "b", "r": "eu"}) is None
+    assert price_in({**matrix, "default": {"p": "3"}}, {"m": "b", "r": "eu"}) == {"p": "3"}
 
 
 @pytest.mark.parametrize(

@@ -48,7 +48,11 @@ def _change_items(patch: pytest.MonkeyPatch, change: Callable[[LineItem, LineIte
 def _items(text: bytes, catalog: Any, stored: list[bytes]) -> ItemsBefore:
     key, book = RatingKey.parse(text.decode()), directory(catalog)
     kind = book.meters[key.meter_id].aggregation
-    priced = book.price_of(key.subscription_id, key.charge_id, key.rate_card_version) if key.charge_id else None
+    priced = (
+        book.price_of(key.subscription_id, key.charge_id, key.rate_card_version, key.dimensions)
+        if key.charge_id
+        else None
+    )
     usage: meter.UsageByCell = {}
     for packed in stored:
         part = meter.Pane.unpacked(kind, packed)

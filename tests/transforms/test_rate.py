@@ -127,7 +127,7 @@ def test_panes_in_any_order_and_cut_give_the_same_rows(
     key = key_text(aggregation.value, subscription=subscription)
     everything = merged(aggregation, [pane for group in groups for pane in group])
     parsed = RatingKey.parse(key)
-    priced = directory(catalog).price_of("sub", f"c-{aggregation.value}", "v1") if subscription else None
+    priced = directory(catalog).price_of("sub", f"c-{aggregation.value}", "v1", ()) if subscription else None
     expected = kept(line_items(parsed, aggregation, priced, everything))
 
     rows, rejects = rated(catalog, key, aggregation, groups)
@@ -218,7 +218,7 @@ def test_a_month_in_panes_gives_the_rows_of_all_its_usage_at_once(
     """However few cells are kept at hand, and whenever what was archived comes."""
     aggregation = month.aggregation
     text = key_text(aggregation.value)
-    priced = directory(catalog).price_of("sub", f"c-{aggregation.value}", "v1")
+    priced = directory(catalog).price_of("sub", f"c-{aggregation.value}", "v1", ())
 
     def rows(usage: ByCell) -> list[LineItem]:
         return list(line_items(RatingKey.parse(text), aggregation, priced, usage))

@@ -120,7 +120,7 @@ def test_where_input_ends_usage_before_what_is_touched_is_folded_and_in_a_stream
     """A stream may be touched before it later, when the archive is not read any more."""
     archived(database, "one", 1, 2, 5)
     usage = {cell(hour): ONE for hour in (1, 2, 5)}
-    priced = directory(catalog).price_of("sub", "c-sum", "v1")
+    priced = directory(catalog).price_of("sub", "c-sum", "v1", ())
     items = list(line_items(RatingKey.parse(KEY), Aggregation.SUM, priced, usage))
     clickhouse.insert(database, "line_items", line_item_rows(items))
     touched = Touched({KEY: START + 4 * HOUR})

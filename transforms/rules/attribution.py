@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
 from typing import NamedTuple
 
-from meterline.schemas.catalog import Account, Catalog, Charge, Meter, Plan, RateCard, Subscription, UsagePrice
+from meterline.schemas.catalog import (
+    Account,
+    Catalog,
+    Charge,
+    Fixed,
+    Matrix,
+    Meter,
+    Plan,
+    RateCard,
+    Subscription,
+    UsagePrice,
+)
 from meterline.transforms.rules.periods import billing_period
+from meterline.transforms.rules.prices.matrix import price_for
 
 FIRST = datetime(1970, 1, 1, tzinfo=UTC)
 LAST = datetime(2200, 1, 1, tzinfo=UTC)
@@ -145,8 +157,10 @@ class Directory:
             period.end,
         )
 
-    def price_of(self, subscription_id: str, charge_id: str, version: str) -> Priced | None:
-        """What a charge costs; None when the catalog does not know it."""
+    def price_of(
+        self, subscription_id: str, charge_id: str, version: str, dimensions: Iterable[tuple[str, str]]
+    ) -> Priced | None:
+        """What a charge's usage with these dimensions costs; None when the catalog does not know it."""
         subscription = self.subscriptions.get(subscription_id)
         if subscription is None:
             return None
@@ -154,7 +168,9 @@ class Directory:
         for candidate in card.versions:
             if candidate.version == version:
                 price = candidate.prices.get(charge_id)
-                return None if price is None or price.model == "fixed" else Priced(price, card.currency)
+                if isinstance(price, Matrix):
+                    price = price_for(price, dict(dimensions))
+                return None if price is None or isinstance(price, Fixed) else Priced(price, card.currency)
         return None
 
 

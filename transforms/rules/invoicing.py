@@ -147,7 +147,7 @@ def charges_without_usage(
         account = book.accounts[subscription.account]
         for item in plan.charges:
             price = version.prices.get(item.id)
-            if price is None:
+            if price is None or price.model == "matrix":  # Without usage there is no row that would be due.
                 continue
             if price.model == "fixed":
                 amount = fixed_fee(price, period, subscription.start, subscription.end)
