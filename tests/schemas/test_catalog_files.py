@@ -573,6 +573,13 @@ def test_the_example_catalog_fits_the_json_schema(name: str) -> None:
 
 
 @pytest.mark.parametrize(
+    "file", sorted((ROOT / "examples" / "pricelists").rglob("*.yaml")), ids=lambda file: file.parent.name
+)
+def test_published_price_lists_fit_the_json_schema(file: Path) -> None:
+    assert schema_errors(file.read_text()) == []
+
+
+@pytest.mark.parametrize(
     ("old", "new"),
     [
         pytest.param("'0.1'", "0.1", id="a float as price"),

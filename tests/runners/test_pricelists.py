@@ -1,0 +1,78 @@
+"""Published price lists: what their sources say that an example costs is what the invoice says, to the cent."""
+
+from __future__ import annotations
+
+import json
+from decimal import Decimal
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.command import Command
+
+FOLDER = Path(__file__).parents[2] / "examples" / "pricelists"
+
+# By example: the total of the invoice, and of its lines the exact amounts that are not 0.
+EXAMPLES = {
+    "aws-lambda/example-1": ("18.74", {"Compute": "18.337", "Requests": "0.4"}),
+    "aws-lambda/example-2": ("11.63", {"Compute": "5.8345", "Requests": "5.8"}),
+    "aws-s3-egress/example": ("1356.80", {"Data transfer out": "1356.8"}),
+    "card-payments/example": ("77.99", {"Card payments (online)": "76.59", "Card payments (terminal)": "1.4"}),
+    "claude-api/standard": (
+        "1125.00",
+        {
+            "Input tokens (claude-opus-4-6, standard)": "500",
+            "Output tokens (claude-opus-4-6, standard)": "625",
+        },
+    ),
+    "claude-api/batch": (
+        "562.50",
+        {"Input tokens (claude-opus-4-6, batch)": "250", "Output tokens (claude-opus-4-6, batch)": "312.5"},
+    ),
+    "claude-api/long-context": (
+        "1.54",  # 1.545, each line rounded
+        {
+            "Input tokens (claude-sonnet-4-6, standard, long)": "1.5",
+            "Output tokens (claude-sonnet-4-6, standard, long)": "0.045",
+        },
+    ),
+    "claude-api/cached": (
+        "0.16",
+        {
+            "Input tokens (claude-sonnet-4-6, standard)": "0.036",
+            "Cache writes for 5 minutes (claude-sonnet-4-6, standard)": "0.03",
+            "Cache reads (claude-sonnet-4-6, standard)": "0.054",
+            "Output tokens (claude-sonnet-4-6, standard)": "0.0375",
+        },
+    ),
+    "supabase-logs/example-12gb": ("38.50", {"Pro plan": "25", "Micro compute": "10", "Logs ingested": "3.5"}),
+    "supabase-logs/example-2gb": ("35.00", {"Pro plan": "25", "Micro compute": "10"}),
+}
+
+
+@pytest.mark.parametrize("example", EXAMPLES)
+def test_a_published_example_costs_what_its_source_says(meterline: Command, example: str) -> None:
+    catalog = (FOLDER / example).parent
+    database = ("--catalog", catalog, "--clickhouse", meterline.url, "--json", "--now", "2026-12-01T00:00:00Z")
+    rated = json.loads(meterline("rate", "--input", f"{FOLDER / example}.ndjson", *database).out)
+    assert rated["accepted"] == rated["records"] > 0
+    assert rated["rejected"] == {}
+    (invoice,) = json.loads(meterline("invoice", "--period", "2026-10", *database).out)["invoices"]
+    total, lines = EXAMPLES[example]
+    exact = {line["description"]: Decimal(line["exact_amount"]) for line in invoice["lines"]}
+    assert {name: amount for name, amount in exact.items() if amount} == {
+        name: Decimal(amount) for name, amount in lines.items()
+    }
+    assert Decimal(invoice["total"]) == Decimal(total)
+
+
+def test_every_example_is_run_and_every_list_names_its_source() -> None:
+    examples = {str(path.relative_to(FOLDER).with_suffix("")) for path in FOLDER.rglob("*.ndjson")}
+    assert examples == set(EXAMPLES)
+    for prices in FOLDER.rglob("prices.yaml"):
+        head = prices.read_text().partition("meters:")[0]
+        assert "https://" in head.replace("yaml-language-server", "")
+        assert "read 2026-11-28" in " ".join(head.split())
+        assert f"`{prices.parent.name}`" in (FOLDER / "README.md").read_text()
+        assert yaml.safe_load(prices.read_text())["rate_cards"]
