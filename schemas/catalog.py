@@ -23,6 +23,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    PlainSerializer,
     Strict,
     StringConstraints,
     WithJsonSchema,
@@ -120,9 +121,12 @@ def _decimal_schema(description: str) -> WithJsonSchema:
 
 
 Exact = BeforeValidator(_exact)
+# As `_exact` reads it: Decimal's own text of 0.0000002 is 2E-7.
+Written = PlainSerializer(lambda number: f"{number:f}", return_type=str, when_used="json")
 Price = Annotated[
     Decimal,
     Exact,
+    Written,
     _places(PRICE_PLACES, MAX_PRICE),
     AfterValidator(_not_negative),
     _decimal_schema("Currency units (dollars, not cents), in quotes; at most 18 decimals."),
@@ -130,6 +134,7 @@ Price = Annotated[
 Quantity = Annotated[
     Decimal,
     Exact,
+    Written,
     _places(QUANTITY_PLACES, MAX_QUANTITY),
     AfterValidator(_not_negative),
     _decimal_schema("Units of the meter, in quotes; at most 12 decimals."),
@@ -140,6 +145,7 @@ PositiveQuantity = Annotated[Quantity, AfterValidator(_positive)]
 def _share(name: str, places: int) -> Any:
     return (
         Exact,
+        Written,
         _places(PRICE_PLACES - places, MAX_PRICE),
         AfterValidator(_not_negative),
         _decimal_schema(f"{name} of the amount, in quotes; at most {PRICE_PLACES - places} decimals."),
@@ -267,12 +273,12 @@ class Tier(Record):
         if self.package_price is not None and self.package_size is None:
             raise _misplaced("`package_size` is missing, the units that it buys", at=("package_price",))
         if self.package_size is None:
-            if "round" in self.model_fields_set:
+            if self.round == "down":
                 raise _misplaced("only packages are rounded, `package_size` is missing", at=("round",))
             return self
         if self.package_price is None:
             raise _misplaced("`package_price` is missing, what one package costs", at=("package_size",))
-        if "unit_price" in self.model_fields_set:
+        if self.unit_price:
             raise _misplaced("the tier is sold in packages, leave `unit_price` out", at=("unit_price",))
         return self
 

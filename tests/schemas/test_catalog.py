@@ -8,6 +8,7 @@ from decimal import ROUND_HALF_EVEN, Context, Decimal, Inexact, localcontext
 from typing import Any
 
 import pytest
+from hypothesis import given
 from pydantic import TypeAdapter, ValidationError
 
 from meterline.schemas.catalog import (
@@ -25,8 +26,10 @@ from meterline.schemas.catalog import (
     RateCardVersion,
     Subscription,
     Tier,
+    UsagePrice,
 )
 from meterline.schemas.catalog_checks import Finding, findings
+from tests import strategies
 
 PRICE = TypeAdapter(Price)
 QUANTITY = TypeAdapter(Quantity)
@@ -214,3 +217,9 @@ def test_references_to_broken_records_are_no_findings() -> None:
     assert len(list(findings(catalog, {}))) == 2
     assert list(findings(catalog, {"rate_cards": {"r"}, "meters": {"m"}})) == []
     assert list(findings(catalog, {}, complete=False)) == []
+
+
+@given(price=strategies.usage_prices)
+def test_a_price_is_the_same_after_it_was_stored(price: UsagePrice) -> None:
+    version = RateCardVersion(version="1", effective_from=JANUARY, prices={"a": price})
+    assert RateCardVersion.model_validate_json(version.model_dump_json()) == version
