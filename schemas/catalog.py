@@ -15,7 +15,7 @@ from enum import StrEnum
 from functools import cache, cached_property
 from importlib import resources
 from itertools import takewhile
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import (
     AfterValidator,
@@ -499,7 +499,77 @@ class Matrix(Record):
         return self
 
 
-AnyPrice = Annotated[UsagePrice | Matrix | Fixed, Field(discriminator="model")]
+Day = Literal["mon", "tue", "wed", "thu", "fri", "sat", "sun"]
+DAYS: tuple[Day, ...] = get_args(Day)
+CLOCK_PATTERN = r"^([01][0-9]|2[0-3]):[0-5][0-9]$"
+LOCAL_TIME = "local time"
+"""The dimension in which a rating key has its band; no property path, as it has a space."""
+
+
+class Times(Record):
+    """Times of the clock on some days of the week, [from, to)."""
+
+    days: tuple[Day, ...] = Field(DAYS, min_length=1, description="Days of the week; all of them unless set.")
+    since: Annotated[str, StringConstraints(pattern=CLOCK_PATTERN)] = Field(
+        "00:00", alias="from", description="From when on, like '08:00'."
+    )
+    until: Annotated[str, StringConstraints(pattern=CLOCK_PATTERN)] | Literal["24:00"] = Field(
+        "24:00", alias="to", description="Until when, like '20:00', or '24:00'."
+    )
+
+    model_config = ConfigDict(populate_by_name=True, serialize_by_alias=True)
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Times:
+        if self.until <= self.since:
+            raise _misplaced(
+                f"is {self.until}, it must be after {self.since}; what goes over midnight is two `times`", at=("to",)
+            )
+        return self
+
+    @property
+    def seconds(self) -> tuple[int, int]:
+        """Of the clock, since midnight."""
+        since, until = (int(text[:2]) * 3600 + int(text[3:]) * 60 for text in (self.since, self.until))
+        return since, until
+
+
+class Band(Record):
+    """A price for usage at some times of the week."""
+
+    name: Id
+    times: tuple[Times, ...] = Field(min_length=1)
+    price: UsagePrice
+
+
+class TimeOfDay(Record):
+    """Prices by the clock of the subscription's time zone: that of the first band that has the event's time."""
+
+    model: Literal["time_of_day"]
+    bands: tuple[Band, ...] = Field(min_length=1)
+    default: UsagePrice = Field(description="At all other times.")
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> TimeOfDay:
+        first: dict[str, int] = {}
+        for number, band in enumerate(self.bands):
+            if first.setdefault(band.name, number) != number:
+                raise _misplaced(
+                    "another band has this name", at=("bands", number, "name"), also=("bands", first[band.name], "name")
+                )
+        return self
+
+    @cached_property
+    def week(self) -> tuple[tuple[str, frozenset[int], int, int], ...]:
+        """Band, days of the week (0 is Monday) and seconds of the clock [since, until), in the order of the bands."""
+        return tuple(
+            (band.name, frozenset(map(DAYS.index, times.days)), *times.seconds)
+            for band in self.bands
+            for times in band.times
+        )
+
+
+AnyPrice = Annotated[UsagePrice | Matrix | TimeOfDay | Fixed, Field(discriminator="model")]
 
 
 class RateCardVersion(Record):

@@ -21,6 +21,7 @@ from meterline.schemas.catalog import (
     Plan,
     RateCard,
     Subscription,
+    TimeOfDay,
 )
 
 # From the catalog to a part of a record: the field of `Catalog`, the record's number, keys and numbers below.
@@ -168,6 +169,12 @@ def _prices_and_meter(
     for position, version in enumerate(card.versions):
         price = version.prices.get(charge.id)
         at: Place = ("rate_cards", card_number, "versions", position, "prices", charge.id)
+        if isinstance(price, TimeOfDay):
+            for number, band in enumerate(price.bands):
+                place: Place = (*at, "bands", number, "price")
+                yield from _price_and_meter(place, band.price, meter.dimensions, meter_number, meter)
+            yield from _price_and_meter((*at, "default"), price.default, meter.dimensions, meter_number, meter)
+            continue
         if not isinstance(price, Matrix):
             yield from _price_and_meter(at, price, meter.dimensions, meter_number, meter)
             continue

@@ -24,9 +24,11 @@ from pydantic_core import ErrorDetails
 
 from meterline.schemas import catalog_checks
 from meterline.schemas.catalog import (
+    CLOCK_PATTERN,
     ID_PATTERN,
     PATH_PATTERN,
     Account,
+    Band,
     Catalog,
     Charge,
     Dynamic,
@@ -48,6 +50,8 @@ from meterline.schemas.catalog import (
     Step,
     Subscription,
     Tier,
+    TimeOfDay,
+    Times,
     Volume,
 )
 
@@ -71,6 +75,7 @@ _PRICES: dict[str, type[Record]] = {
     "graduated_percentage": GraduatedPercentage,
     "dynamic": Dynamic,
     "matrix": Matrix,
+    "time_of_day": TimeOfDay,
     "fixed": Fixed,
 }
 # The model of each mapping, by the key of its list or, for prices, by the price model's name; `MODEL.LIST` comes first.
@@ -82,6 +87,8 @@ _MODELS: dict[str, type[Record]] = {
     "tiers": Tier,
     "steps": Step,
     "rows": MatrixRow,
+    "bands": Band,
+    "times": Times,
     "graduated_percentage.tiers": ShareTier,
 }
 _SINGULAR = {
@@ -96,6 +103,9 @@ _SINGULAR = {
     "tiers": "tier",
     "steps": "step",
     "rows": "row",
+    "bands": "band",
+    "times": "time",
+    "days": "day",
     "subjects": "subject",
     "dimensions": "dimension",
 }
@@ -115,6 +125,7 @@ _HINTS = {
 _PATTERNS = {
     ID_PATTERN: "expected letters, digits, '.', '_' and '-', at most 100, starting with a letter or digit",
     PATH_PATTERN: "expected property names joined by '.'",
+    CLOCK_PATTERN: "expected a time of day like '08:00'",
 }
 
 
@@ -475,7 +486,7 @@ class _Place(NamedTuple):
             if inside or loc[4:5] == ["default"]:
                 place = 7 if inside else 5
                 del loc[place : place + 1]
-                models = [model for model in models if model not in ("matrix", "fixed")]
+                models = [model for model in models if model not in ("matrix", "time_of_day", "fixed")]
         key = str(loc[-1]) if loc else ""
         context = error.get("ctx", {})
         match error["type"]:

@@ -11,14 +11,15 @@ from typing import NamedTuple
 import msgspec
 import xxhash
 
+from meterline.schemas.catalog import LOCAL_TIME
 from meterline.schemas.event import Reason
 
 
 class RatingKey(NamedTuple):
     """Whose usage is priced together: tiers count over one key.
 
-    `dimensions` are (property path, value) pairs in the meter's order. Unpriced usage has no subscription,
-    charge and version (empty strings).
+    `dimensions` are (property path, value) pairs in the meter's order, and the band of time where the price has bands.
+    Unpriced usage has no subscription, charge and version (empty strings).
     """
 
     tenant_id: str
@@ -44,6 +45,11 @@ class RatingKey(NamedTuple):
         starts, ends = datetime.fromtimestamp(start, UTC), datetime.fromtimestamp(end, UTC)
         pairs = tuple((path, value) for path, value in dimensions)
         return cls._make([*names, starts, ends, pairs])
+
+    @property
+    def said(self) -> tuple[tuple[str, str], ...]:
+        """The dimensions that events say, without the band, which the catalog says."""
+        return tuple(pair for pair in self.dimensions if pair[0] != LOCAL_TIME)
 
     @property
     def id(self) -> int:

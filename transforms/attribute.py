@@ -193,7 +193,7 @@ class Attributor:
             rate_card_version=segment.rate_card_version,
             period_start=segment.period_start,
             period_end=segment.period_end,
-            dimensions=tuple(zip(meter.dimensions, dimensions)),
+            dimensions=segment.dimensions(meter, dimensions),
         ).text
         return text
 
@@ -232,11 +232,11 @@ class Attributor:
     ) -> np.ndarray:
         """32 bits of each event's content (docs/rules.md, "Identity"): equal for equal content, in any batch.
 
-        The catalog is no part of it, so only the dimensions of a key count.
+        The catalog is no part of it, so of a key only what the event said as its dimensions counts.
         """
         types, type_of_row = code_column(events["type"])
         subjects, subject_of_row = code_column(events["subject"])
-        dimensions = [repr(RatingKey.parse(key).dimensions) for key in keys]
+        dimensions = [repr(RatingKey.parse(key).said) for key in keys]
         per_meter = mix(hash_each(dimensions)[key_codes], hash_each(values)[value_codes])
         per_meter = mix(per_meter, quantities[:, 0].view(np.uint64), quantities[:, 1].view(np.uint64))
         content = mix(

@@ -268,7 +268,7 @@ def _metered(events: pa.RecordBatch, row: int) -> dict[str, tuple[Any, ...]]:
     """By meter: the dimensions, quantity and counted value of an event."""
     keys = (RatingKey.parse(text) for text in events["rating_keys"][row].as_py())
     values = zip(events["quantities"][row].as_py(), events["counted_values"][row].as_py())
-    return {key.meter_id: (key.dimensions, *value) for key, value in zip(keys, values)}
+    return {key.meter_id: (key.said, *value) for key, value in zip(keys, values)}
 
 
 def _conflict(events: pa.RecordBatch, row: int, first: int, came: int) -> Reject:

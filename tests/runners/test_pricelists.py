@@ -65,6 +65,20 @@ def test_a_published_example_costs_what_its_source_says(meterline: Command, exam
         name: Decimal(amount) for name, amount in lines.items()
     }
     assert Decimal(invoice["total"]) == Decimal(total)
+    audited = meterline("audit", "--catalog", catalog, "--clickhouse", meterline.url)
+    assert audited.code == 0, audited.out
+
+
+def test_an_explanation_shows_what_is_beside_the_tiers(meterline: Command) -> None:
+    catalog = FOLDER / "card-payments"
+    place = ("--catalog", catalog, "--clickhouse", meterline.url)
+    meterline("rate", "--input", catalog / "example.ndjson", *place, "--now", "2026-12-01T00:00:00Z")
+    made = json.loads(meterline("invoice", "--period", "2026-10", *place, "--json").out)
+    line = next(one for one in made["invoices"][0]["lines"] if "online" in one["description"])
+    said = meterline("explain", line["invoice_line_id"], *place)
+    assert said.code == 0
+    assert "percentage: 2.9 % of the amount; 0.30 more for each event" in said.out
+    assert "beside the tiers" in said.out
 
 
 def test_every_example_is_run_and_every_list_names_its_source() -> None:

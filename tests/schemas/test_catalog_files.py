@@ -134,10 +134,11 @@ MISTAKES = [
     (TOKENS_2, "tokens: {model: per_unit} #!", "rate card standard, version 2, price tokens: `unit_price` is missing"),
     (TOKENS_2, "tokens: {unit_price: '0.1'} #!", "rate card standard, version 2, price tokens: `model` is missing, "
      "expected one of per_unit, graduated, volume, stairstep, package, percentage, "
-     "graduated_percentage, dynamic, matrix, fixed"),
+     "graduated_percentage, dynamic, matrix, time_of_day, fixed"),
     (TOKENS_2, "tokens:\n            unit_price: '1'\n            model: perunit #!",
      "rate card standard, version 2, price tokens, model: expected one of per_unit, graduated, volume, stairstep, "
-     "package, percentage, graduated_percentage, dynamic, matrix, fixed, got perunit, did you mean 'per_unit'?"),
+     "package, percentage, graduated_percentage, dynamic, matrix, time_of_day, fixed, got perunit, did you mean "
+     "'per_unit'?"),
     (TOKENS_2, "tokens: {model: per_unit, unit_price: '1', tiers: []} #!",
      "price tokens: unknown key 'tiers'; expected one of model, included, minimum, maximum, fee_per_event, "
      "unit_price, per"),
@@ -174,6 +175,19 @@ MISTAKES = [
      "minimum: must not be negative, got -5"),
     ("package_size: 10}", "package_size: 10, included: 5} #!",
      "price requests, included: packages have their own allowance, write `free_units`"),
+    (TOKENS_2, "tokens: {model: time_of_day, default: {model: dynamic}, bands: [{name: a, price: {model: dynamic},\n"
+     "            times: []}]} #!", "price tokens, band 1, times: expected at least one, got none"),
+    (TOKENS_2, "tokens: {model: time_of_day, default: {model: dynamic}, bands: [{name: a, price: {model: dynamic},\n"
+     "            times: [{from: '8:00'}]}]} #!",
+     "price tokens, band 1, time 1, from: expected a time of day like '08:00', got '8:00'"),
+    (TOKENS_2, "tokens: {model: time_of_day, default: {model: dynamic}, bands: [{name: a, price: {model: dynamic},\n"
+     "            times: [{from: '22:00', to: '06:00'}]}]} #!",
+     "price tokens, band 1, time 1, to: is 06:00, it must be after 22:00; what goes over midnight is two `times`"),
+    (TOKENS_2, "tokens: {model: time_of_day, default: {model: dynamic}, bands: [{name: a, price: {model: dynamic},\n"
+     "            times: [{days: [monday]}]}]} #!",
+     "price tokens, band 1, time 1, day 1: expected one of mon, tue, wed, thu, fri, sat, sun, got monday"),
+    (TOKENS_2, "tokens: {model: time_of_day, default: {model: dynamic}, bands: [{name: a, times: [{days: [mon]}],\n"
+     "            price: {model: fixed}}]} #!", "price tokens, band 1, price, model: expected one of per_unit"),
     (TOKENS_2, "tokens: {model: matrix, rows: []} #!", "price tokens, rows: expected at least one, got none"),
     (TOKENS_2, "tokens: {model: matrix, rows: [{when: {}, price: {model: dynamic}}]} #!",
      "price tokens, row 1, when: expected at least one, got none"),

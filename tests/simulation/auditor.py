@@ -480,6 +480,7 @@ class Terms:
     version: str
     price: dict[str, Any] | None
     period: tuple[datetime, datetime]
+    band: str | None = None  # of a price by time of day
 
 
 def terms_of(event: Event, meter_id: str, catalog: Catalog) -> Terms:
@@ -514,7 +515,10 @@ def priced_terms(
     if charge["id"] not in version["prices"]:
         return unpriced_terms(time)
     period = period_of(time, given(subscription, "time_zone") or "UTC", int(given(subscription, "anchor_day") or "1"))
-    return Terms(subscription["id"], charge["id"], version["version"], version["prices"][charge["id"]], period)
+    price, band = version["prices"][charge["id"]], None
+    if price["model"] == "time_of_day":
+        band, price = band_and_price(price, time, given(subscription, "time_zone") or "UTC")
+    return Terms(subscription["id"], charge["id"], version["version"], price, period, band)
 
 
 def unpriced_terms(time: datetime) -> Terms:
@@ -618,11 +622,15 @@ def rate(books: Books, catalog: Catalog) -> None:
                 meter_id,
                 terms.version,
                 terms.period[0],
-                reading.dimensions,
+                dimensions_of(reading, terms),
             )
             keys.setdefault(key, []).append((event, terms))
     for key in sorted(keys):
         rate_key(books, key, keys[key], by_id(catalog["meters"], key[4]))
+
+
+def dimensions_of(reading: Reading, terms: Terms) -> tuple[tuple[str, str], ...]:
+    return reading.dimensions if terms.band is None else (*reading.dimensions, ("local time", terms.band))
 
 
 def rate_key(books: Books, key: tuple[Any, ...], members: list[tuple[Event, Terms]], meter: dict[str, Any]) -> None:
@@ -788,6 +796,19 @@ def price_in(matrix: dict[str, Any], dimensions: dict[str, str]) -> dict[str, An
             price: dict[str, Any] = row["price"]
             return price
     return matrix.get("default")
+
+
+def band_and_price(price: dict[str, Any], time: datetime, zone: str) -> tuple[str, dict[str, Any]]:
+    """By what the clock of the zone shows at the event's time."""
+    local = time.astimezone(zoneinfo.ZoneInfo(zone))
+    day = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")[local.weekday()]
+    clock = f"{local.hour:02}:{local.minute:02}"
+    for band in price["bands"]:
+        for times in band["times"]:
+            since, until = given(times, "from") or "00:00", given(times, "to") or "24:00"
+            if day in (times.get("days") or [day]) and since <= clock < until:
+                return band["name"], band["price"]
+    return "", price["default"]
 
 
 def share_of(entry: dict[str, Any]) -> Fraction:

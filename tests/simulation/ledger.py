@@ -10,7 +10,7 @@ from typing import Any
 
 from meterline.transforms import clickhouse
 
-from .auditor import Books, Catalog, Event, Terms, as_decimal, billing_account_of, by_id, terms_of
+from .auditor import Books, Catalog, Event, Terms, as_decimal, billing_account_of, by_id, dimensions_of, terms_of
 
 Row = dict[str, Any]
 
@@ -154,7 +154,7 @@ def _expected_event(event: Event, catalog: Catalog) -> Row:
         counted = isinstance(reading.value, Fraction)
         readings[meter_id] = (
             *(billing_account, terms.subscription_id, terms.charge_id, terms.version, *terms.period),
-            tuple(sorted(reading.dimensions)),
+            tuple(sorted(dimensions_of(reading, terms))),
             as_decimal(reading.value, 12) if isinstance(reading.value, Fraction) else Decimal("1.000000000000"),
             "" if counted or reading.value is None else reading.value,
         )

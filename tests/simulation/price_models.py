@@ -35,6 +35,8 @@ def with_every_model(world: World, seed: int) -> World:
 
 def any_price(rng: Random, meter: dict[str, Any]) -> Price:
     dimensions: list[str] = meter.get("dimensions", [])
+    if rng.random() < 0.2:
+        return _time_of_day(rng, meter)
     if not dimensions or rng.random() < 0.5:
         return _flat_price(rng, meter)
     rows: list[dict[str, Any]] = []
@@ -44,6 +46,32 @@ def any_price(rng: Random, meter: dict[str, Any]) -> Price:
             rows.append({"when": when, "price": _flat_price(rng, meter)})
     # With a default: usage without a price is rejected.
     return {"model": "matrix", "rows": rows, "default": _flat_price(rng, meter)}
+
+
+def _time_of_day(rng: Random, meter: dict[str, Any]) -> Price:
+    return {
+        "model": "time_of_day",
+        "bands": [
+            {
+                "name": f"band-{number}",
+                "times": [_times(rng) for _ in range(rng.randint(1, 2))],
+                "price": _flat_price(rng, meter),
+            }
+            for number in range(rng.randint(1, 3))
+        ],
+        "default": _flat_price(rng, meter),
+    }
+
+
+def _times(rng: Random) -> dict[str, Any]:
+    times: dict[str, Any] = {}
+    if rng.random() < 0.6:
+        times["days"] = rng.sample(["mon", "tue", "wed", "thu", "fri", "sat", "sun"], rng.randint(1, 5))
+    if rng.random() < 0.7:
+        times["from"] = rng.choice(["00:00", "00:30", "02:15", "08:00", "12:00"])
+    if rng.random() < 0.7:
+        times["to"] = rng.choice(["12:01", "18:30", "20:00", "23:59", "24:00"])
+    return times or {"from": "06:00"}
 
 
 def _flat_price(rng: Random, meter: dict[str, Any]) -> Price:

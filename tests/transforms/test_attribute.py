@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import datetime
 from decimal import Decimal
 from pathlib import Path
@@ -12,13 +13,14 @@ import pyarrow as pa
 import pytest
 
 from meterline.schemas.arrow import ATTRIBUTED
-from meterline.schemas.catalog import Aggregation, Catalog
+from meterline.schemas.catalog import Aggregation, Catalog, TimeOfDay
 from meterline.schemas.records import RatingKey
 from meterline.transforms.attribute import Attributor
 from meterline.transforms.rules.attribution import Directory
 from meterline.transforms.scan import EventShape, Scanner
 from tests.simulation.delivery import load, microseconds
-from tests.simulation.generator import generate
+from tests.simulation.generator import World, generate
+from tests.simulation.price_models import with_every_model
 
 Row = dict[str, Any]
 
@@ -47,7 +49,7 @@ def expected(book: Directory, row: Row, account: str) -> list[tuple[str, Decimal
             segment.rate_card_version,
             segment.period_start,
             segment.period_end,
-            tuple((path, row[f"d:{path}"]) for path in meter.dimensions),
+            segment.dimensions(meter, [row[f"d:{path}"] for path in meter.dimensions]),
         )
         counted = meter.aggregation in (Aggregation.COUNT, Aggregation.DISTINCT)
         value = row[f"v:{meter.value}"] if meter.aggregation is Aggregation.DISTINCT else ""
@@ -55,9 +57,13 @@ def expected(book: Directory, row: Row, account: str) -> list[tuple[str, Decimal
     return found
 
 
+@pytest.mark.parametrize("altered", [None, with_every_model], ids=["", "every price model"])
 @pytest.mark.parametrize("seed", range(25))
-def test_a_batch_is_attributed_as_each_event(seed: int, tmp_path: Path) -> None:
+def test_a_batch_is_attributed_as_each_event(
+    seed: int, altered: Callable[[World, int], World] | None, tmp_path: Path
+) -> None:
     world = generate(seed, events=150, bad=0.1)
+    world = altered(world, seed) if altered else world
     catalog = load(world, tmp_path)
     book = Directory(catalog)
     events = attributable(catalog, world.records, world.received)
@@ -154,6 +160,21 @@ def test_what_can_move_an_amount_is_content(catalog: Catalog, old: str, new: str
     one, other = identity_of(catalog, first), identity_of(catalog, first.replace(old, new))
     assert one[:12] == other[:12]
     assert one[12:] != other[12:]
+
+
+def test_a_band_of_time_is_no_content(catalog: Catalog) -> None:
+    """It comes with a version of the prices: a copy that comes after must stay a duplicate."""
+    price = catalog.rate_cards[0].versions[0].prices["c-sum"]
+    band = {"name": "day", "times": [{"from": "18:00", "to": "18:01"}], "price": price}  # 12:30 UTC in Kolkata
+    by_time = TimeOfDay.model_validate({"model": "time_of_day", "bands": [band], "default": price})
+    prices = dict.fromkeys(catalog.rate_cards[0].versions[0].prices, by_time)
+    version = catalog.rate_cards[0].versions[0].model_copy(update={"prices": prices})
+    card = catalog.rate_cards[0].model_copy(update={"versions": (version,)})
+    banded = Catalog.model_validate({**dict(catalog), "rate_cards": (card,)})
+    assert identity_of(banded, RECORD) == identity_of(catalog, RECORD)
+    attributed, _ = Attributor(Directory(banded)).attribute(attributable(banded, [RECORD.encode()], RECEIVED))
+    keys = [RatingKey.parse(text) for text in attributed["rating_keys"][0].as_py()]
+    assert {dict(key.dimensions)["local time"] for key in keys if key.charge_id} == {"day"}
 
 
 @pytest.mark.parametrize(("old", "new"), [('"ID"', '"I"'), ('"/s"', '"/"')])

@@ -9,6 +9,7 @@ from functools import cached_property
 from typing import NamedTuple
 
 from meterline.schemas.catalog import (
+    LOCAL_TIME,
     Account,
     Catalog,
     Charge,
@@ -18,10 +19,12 @@ from meterline.schemas.catalog import (
     Plan,
     RateCard,
     Subscription,
+    TimeOfDay,
     UsagePrice,
 )
 from meterline.transforms.rules.periods import billing_period
 from meterline.transforms.rules.prices.matrix import price_for
+from meterline.transforms.rules.prices.time_of_day import price_in, stretch_at
 
 FIRST = datetime(1970, 1, 1, tzinfo=UTC)
 LAST = datetime(2200, 1, 1, tzinfo=UTC)
@@ -30,7 +33,8 @@ LAST = datetime(2200, 1, 1, tzinfo=UTC)
 class Segment(NamedTuple):
     """A stretch [start, end) of time in which an account's usage of a meter is attributed alike.
 
-    Without a subscription, or a price, in force the three ids are empty strings: the usage is unpriced.
+    Without a subscription, or a price, in force the three ids are empty strings: the usage is unpriced. The band of
+    time (docs/rules.md, "Time of day") is None where the price has none.
     """
 
     start: datetime
@@ -40,6 +44,12 @@ class Segment(NamedTuple):
     rate_card_version: str
     period_start: datetime
     period_end: datetime
+    band: str | None = None
+
+    def dimensions(self, meter: Meter, values: Iterable[str]) -> tuple[tuple[str, str], ...]:
+        """The dimensions of a rating key: the meter's, and the band of time where the price has bands."""
+        band = () if self.band is None else ((LOCAL_TIME, self.band),)
+        return (*zip(meter.dimensions, values), *band)
 
 
 class Priced(NamedTuple):
@@ -137,16 +147,21 @@ class Directory:
         self, subscription: Subscription, charge: Charge, instant: datetime, start: datetime, end: datetime
     ) -> Segment:
         start, end = max(start, subscription.start), min(end, subscription.end or LAST)
-        version = ""
+        version, price = "", None
         for candidate in self.rate_cards[self.plans[subscription.plan].rate_card].versions:
             if instant < candidate.effective_from:
                 end = min(end, candidate.effective_from)
                 break
             start = max(start, candidate.effective_from)
-            version = candidate.version if charge.id in candidate.prices else ""
+            price = candidate.prices.get(charge.id)
+            version = candidate.version if price else ""
         if not version:
             return _unpriced(instant, start, end)
         period = billing_period(instant, subscription.time_zone, subscription.anchor_day)
+        band = None
+        if isinstance(price, TimeOfDay):
+            band, band_start, band_end = stretch_at(price, instant, subscription.time_zone)
+            start, end = max(start, band_start), min(end, band_end)
         return Segment(
             max(start, period.start),
             min(end, period.end),
@@ -155,6 +170,7 @@ class Directory:
             version,
             period.start,
             period.end,
+            band,
         )
 
     def price_of(
@@ -170,6 +186,8 @@ class Directory:
                 price = candidate.prices.get(charge_id)
                 if isinstance(price, Matrix):
                     price = price_for(price, dict(dimensions))
+                elif isinstance(price, TimeOfDay):
+                    price = price_in(price, dict(dimensions).get(LOCAL_TIME, ""))
                 return None if price is None or isinstance(price, Fixed) else Priced(price, card.currency)
         return None
 

@@ -8,6 +8,7 @@ from datetime import datetime
 from decimal import Decimal
 from typing import NamedTuple
 
+from meterline.schemas.catalog import Matrix, TimeOfDay
 from meterline.schemas.records import Invoice, InvoiceLine, RatingKey
 from meterline.transforms.rules.attribution import Directory
 from meterline.transforms.rules.money import RoundingMode, round_parts
@@ -147,7 +148,7 @@ def charges_without_usage(
         account = book.accounts[subscription.account]
         for item in plan.charges:
             price = version.prices.get(item.id)
-            if price is None or price.model == "matrix":  # Without usage there is no row that would be due.
+            if price is None or isinstance(price, Matrix | TimeOfDay):  # Without usage no row, and no band, is due.
                 continue
             if price.model == "fixed":
                 amount = fixed_fee(price, period, subscription.start, subscription.end)

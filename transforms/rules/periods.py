@@ -82,6 +82,11 @@ def usage_window(instant: datetime, period: Period) -> tuple[datetime, datetime]
     return max(hour, period.start), min(hour + _HOUR, period.end)
 
 
+def local_time(instant: datetime, time_zone: str) -> datetime:
+    """What the clocks of a time zone show at an instant."""
+    return instant.astimezone(_zone(time_zone))
+
+
 def _month_of(instant: datetime, time_zone: str, anchor_day: int) -> int:
     """The month, counted from year 0, whose period holds the instant."""
     local = instant.astimezone(_zone(time_zone))
