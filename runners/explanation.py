@@ -40,7 +40,10 @@ class Price(_Node):
 
 @dataclass(frozen=True)
 class Tier(_Node):
-    """What one tier contributes. Bounds (above, up_to], `per` and `packages` are known with a catalog only."""
+    """What one tier contributes; tier 0 is what stands beside them (docs/rules.md, section 7).
+
+    Bounds (above, up_to], `per` and `packages` are known with a catalog only.
+    """
 
     tier: int
     above: Decimal | None

@@ -90,7 +90,7 @@ class TierCharge(NamedTuple):
     `quantity` is the units priced in the tier, `flat_fee` the fee due for reaching it, `amount` the rounded
     `quantity · unit_price / per + flat_fee`. Per-unit and package prices have one tier, number 1. Of units sold in
     packages, `quantity` is all units (not packages; free ones too) and `unit_price` the price of a package. Tier 0
-    has the included units, and what a minimum adds or a maximum takes off.
+    has the included units, the fees for events as its flat fee, and what a minimum adds or a maximum takes off.
     In a difference, quantity, fee and amount are differences too.
     """
 

@@ -262,6 +262,14 @@ def test_a_fee_for_each_event_is_due_beside_the_tiers() -> None:
     assert charge_interval(capped, Decimal(40), Decimal(40), opening=False, events=(1, 3))[0] == Decimal("0.54")
 
 
+def test_a_step_from_the_same_quantity_with_other_events_is_priced_by_its_own() -> None:
+    price = PerUnit(model="per_unit", unit_price=Decimal(0), fee_per_event=Decimal(1), maximum=Decimal(4))
+    start, here, end = Decimal(1), Decimal(2), Decimal(3)
+    assert charge_interval(price, start, here, opening=False, events=(1, 2))[0] == 1
+    # Another key, that comes to the very same number: its first three events were paid before.
+    assert charge_interval(price, here, end, opening=False, events=(3, 9))[0] == 1
+
+
 def test_the_opening_interval_bears_the_fees_due_without_usage() -> None:
     zero = Decimal(0)
     fee = (tier_charge(1, "0", "7", "100", "100"),)

@@ -16,7 +16,7 @@ from . import chaos
 from .generator import generate
 from .price_models import with_every_model
 
-SEEDS = range(int(os.environ.get("METERLINE_PRICE_SEEDS", "100")))
+SEEDS = range(int(os.environ.get("METERLINE_PRICE_SEEDS", "60")))
 if "METERLINE_SEED" in os.environ:
     SEEDS = range(int(os.environ["METERLINE_SEED"]), int(os.environ["METERLINE_SEED"]) + 1)
 

@@ -78,7 +78,9 @@ def charge_interval(
     """
     assert not (opening and quantity_from), f"a key opens at 0, not at {quantity_from}"
     global _last
-    last_price, last_quantity, last_events, last_parts = _last
+    last_price, model, is_adjusted, last_quantity, last_events, last_parts = _last
+    if last_price is not price:
+        model, is_adjusted = _model(price), price.is_adjusted
     follows = last_price is price and last_quantity is quantity_from
     if not follows:
         check_quantity(quantity_from)
@@ -86,25 +88,24 @@ def charge_interval(
     with localcontext(EXACT):
         if opening:
             parts = _parts(price, quantity_to, events[1])
-        elif price.is_adjusted:
+        elif is_adjusted:
             known = follows and last_events == events[0]
             before = last_parts if known else _parts(price, quantity_from, events[0])
             after = _parts(price, quantity_to, events[1])
             parts = difference(before, after)
-            _last = price, quantity_to, events[1], after
+            _last = price, model, is_adjusted, quantity_to, events[1], after
         else:
             full = min(quantity_from, quantity_to)
-            model = _model(price)
             after = model(price, quantity_to, full)
             # From where the last step ended upwards, all lower tiers are full: its highest part alone is `before`.
             before = last_parts if follows and full == quantity_from else model(price, quantity_from, full)
             parts = difference(before, after)
-            _last = price, quantity_to, 0, after[-1:]
+            _last = price, model, is_adjusted, quantity_to, 0, after[-1:]
         return total(parts), parts
 
 
 # The step before: most steps begin where another ended. One tuple, so that threads do not mix two steps.
-_last: tuple[Any, Any, int, Parts] = (None, None, 0, ())
+_last: tuple[Any, Any, bool, Any, int, Parts] = (None, None, False, None, 0, ())
 
 
 def fixed_fee(price: Fixed, period: Period, subscription_start: datetime, subscription_end: datetime | None) -> Decimal:
