@@ -97,11 +97,24 @@ def test_a_stretch_is_of_one_band(price: TimeOfDay, instant: datetime, time_zone
 @pytest.mark.parametrize("day", ["2026-03-29", "2026-10-25", "2011-12-30", "2018-11-04", "2026-04-05", "1994-12-31"])
 @pytest.mark.parametrize("time_zone", [BERLIN, "Pacific/Apia", "America/Sao_Paulo", "Australia/Lord_Howe"])
 def test_stretches_tile_the_days_of_clock_changes(day: str, time_zone: str) -> None:
+    _tile(TARIFF, day, time_zone)
+
+
+def test_stretches_tile_an_hour_inside_which_the_clock_is_changed() -> None:
+    """At 00:01 of the Sunday it was 23:01 of the Saturday again, 31 minutes past a UTC hour."""
+    sunday = Band(name="sunday", times=(Times(days=("sun",)),), price=PRICES["2"])
+    tariff = TimeOfDay(model="time_of_day", bands=(sunday,), default=PRICES["9"])
+    _tile(tariff, "2010-11-07", "America/St_Johns")
+    for minute, band in {"02:29": "", "02:30": "sunday", "02:31": "", "03:29": "", "03:30": "sunday"}.items():
+        assert stretch_at(tariff, datetime.fromisoformat(f"2010-11-07T{minute}:00Z"), "America/St_Johns").band == band
+
+
+def _tile(tariff: TimeOfDay, day: str, time_zone: str) -> None:
     moment = datetime.fromisoformat(day).replace(tzinfo=UTC) - timedelta(days=1)
     stop = moment + timedelta(days=3)
     while moment < stop:
-        band, start, end = stretch_at(TARIFF, moment, time_zone)
+        band, start, end = stretch_at(tariff, moment, time_zone)
         assert start <= moment < end
         for minute in range(int((min(end, stop) - moment) / timedelta(minutes=1))):
-            assert band_at(TARIFF, moment + timedelta(minutes=minute), time_zone) == band
+            assert band_at(tariff, moment + timedelta(minutes=minute), time_zone) == band
         moment = end
