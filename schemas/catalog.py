@@ -502,6 +502,7 @@ class Matrix(Record):
 Day = Literal["mon", "tue", "wed", "thu", "fri", "sat", "sun"]
 DAYS: tuple[Day, ...] = get_args(Day)
 CLOCK_PATTERN = r"^([01][0-9]|2[0-3]):[0-5][0-9]$"
+CLOCK_END_PATTERN = r"^(([01][0-9]|2[0-3]):[0-5][0-9]|24:00)$"
 LOCAL_TIME = "local time"
 """The dimension in which a rating key has its band; no property path, as it has a space."""
 
@@ -513,7 +514,7 @@ class Times(Record):
     since: Annotated[str, StringConstraints(pattern=CLOCK_PATTERN)] = Field(
         "00:00", alias="from", description="From when on, like '08:00'."
     )
-    until: Annotated[str, StringConstraints(pattern=CLOCK_PATTERN)] | Literal["24:00"] = Field(
+    until: Annotated[str, StringConstraints(pattern=CLOCK_END_PATTERN)] = Field(
         "24:00", alias="to", description="Until when, like '20:00', or '24:00'."
     )
 

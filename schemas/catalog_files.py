@@ -24,6 +24,7 @@ from pydantic_core import ErrorDetails
 
 from meterline.schemas import catalog_checks
 from meterline.schemas.catalog import (
+    CLOCK_END_PATTERN,
     CLOCK_PATTERN,
     ID_PATTERN,
     PATH_PATTERN,
@@ -126,6 +127,7 @@ _PATTERNS = {
     ID_PATTERN: "expected letters, digits, '.', '_' and '-', at most 100, starting with a letter or digit",
     PATH_PATTERN: "expected property names joined by '.'",
     CLOCK_PATTERN: "expected a time of day like '08:00'",
+    CLOCK_END_PATTERN: "expected a time of day like '20:00', or '24:00'",
 }
 
 

@@ -181,6 +181,11 @@ MISTAKES = [
      "            times: [{from: '8:00'}]}]} #!",
      "price tokens, band 1, time 1, from: expected a time of day like '08:00', got '8:00'"),
     (TOKENS_2, "tokens: {model: time_of_day, default: {model: dynamic}, bands: [{name: a, price: {model: dynamic},\n"
+     "            times: [{to: '25:00'}]}]} #!",
+     "price tokens, band 1, time 1, to: expected a time of day like '20:00', or '24:00', got '25:00'"),
+    (TOKENS_2, "tokens: {model: time_of_day, default: {model: dynamic}, bands: [{name: a, price: {model: dynamic},\n"
+     "            times: [{from: 20:00}]}]} #!", "price tokens, band 1, time 1, from: 20:00 must be in quotes"),
+    (TOKENS_2, "tokens: {model: time_of_day, default: {model: dynamic}, bands: [{name: a, price: {model: dynamic},\n"
      "            times: [{from: '22:00', to: '06:00'}]}]} #!",
      "price tokens, band 1, time 1, to: is 06:00, it must be after 22:00; what goes over midnight is two `times`"),
     (TOKENS_2, "tokens: {model: time_of_day, default: {model: dynamic}, bands: [{name: a, price: {model: dynamic},\n"
