@@ -46,6 +46,17 @@ EXAMPLES = {
             "Output tokens (claude-sonnet-4-6, standard)": "0.0375",
         },
     ),
+    "deepseek-api/a-million-each": (
+        "7.98",  # 7.986, each line rounded
+        {
+            "Input tokens, cache hit (peak)": "0.044",
+            "Input tokens, cache hit": "0.022",
+            "Input tokens, cache miss (peak)": "1.32",
+            "Input tokens, cache miss": "0.66",
+            "Output tokens (peak)": "3.96",
+            "Output tokens": "1.98",
+        },
+    ),
     "supabase-logs/example-12gb": ("38.50", {"Pro plan": "25", "Micro compute": "10", "Logs ingested": "3.5"}),
     "supabase-logs/example-2gb": ("35.00", {"Pro plan": "25", "Micro compute": "10"}),
 }
