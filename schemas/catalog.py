@@ -518,7 +518,7 @@ class Times(Record):
         "24:00", alias="to", description="Until when, like '20:00', or '24:00'."
     )
 
-    model_config = ConfigDict(populate_by_name=True, serialize_by_alias=True)
+    model_config = ConfigDict(serialize_by_alias=True)
 
     @model_validator(mode="after")
     def _in_order(self) -> Times:

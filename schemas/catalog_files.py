@@ -498,7 +498,8 @@ class _Place(NamedTuple):
                 above = (self.section, *error["loc"][:-1])
                 model = _model_of(above)
                 path = self.find(loc[:-1])[2]
-                return Problem(self.file, self.find(loc)[0], path, _unknown_key(key, model.model_fields))
+                keys = [field.alias or name for name, field in model.model_fields.items()]
+                return Problem(self.file, self.find(loc)[0], path, _unknown_key(key, keys))
             case "misplaced":
                 message = context["message"]
                 if context["also"]:

@@ -42,6 +42,10 @@ def test_without_a_default_there_may_be_no_price() -> None:
     assert price_for(alone, {"model": "b", "region": "eu"}) is None
 
 
+def test_a_matrix_is_the_same_after_it_was_stored() -> None:
+    assert Matrix.model_validate_json(MATRIX.model_dump_json()) == MATRIX
+
+
 CATALOG = """\
 meters:
   - {id: tokens, event_type: llm, aggregation: sum, value: n, unit: token, dimensions: [model, region]}

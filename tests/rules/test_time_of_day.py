@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from zoneinfo import ZoneInfo
@@ -14,10 +15,15 @@ from meterline.schemas.catalog import DAYS, Band, PerUnit, TimeOfDay, Times
 from meterline.transforms.rules.prices.time_of_day import price_in, stretch_at
 from tests import strategies
 
+
+def clock(since: str = "00:00", until: str = "24:00", days: Sequence[str] = DAYS) -> Times:
+    return Times.model_validate({"days": days, "from": since, "to": until})
+
+
 PRICES = {name: PerUnit(model="per_unit", unit_price=Decimal(name)) for name in ("1", "2", "9")}
 WORKDAYS = ("mon", "tue", "wed", "thu", "fri")
-PEAK = Band(name="peak", times=(Times(days=WORKDAYS, since="08:00", until="20:00"),), price=PRICES["2"])
-NIGHT = Band(name="night", times=(Times(until="06:00"), Times(since="22:00")), price=PRICES["1"])
+PEAK = Band(name="peak", times=(clock("08:00", "20:00", WORKDAYS),), price=PRICES["2"])
+NIGHT = Band(name="night", times=(clock(until="06:00"), clock("22:00")), price=PRICES["1"])
 TARIFF = TimeOfDay(model="time_of_day", bands=(PEAK, NIGHT), default=PRICES["9"])
 BERLIN = "Europe/Berlin"
 
@@ -49,9 +55,7 @@ def test_the_price_of_a_band() -> None:
 
 clocks = st.sampled_from(["00:00", "00:30", "02:00", "02:30", "05:59", "12:00", "23:00", "23:59"])
 times = st.builds(
-    lambda days, one, other: Times(
-        days=tuple(days), since=min(one, other), until=max(one, other) if one != other else "24:00"
-    ),
+    lambda days, one, other: clock(min(one, other), max(one, other) if one != other else "24:00", days),
     st.lists(st.sampled_from(DAYS), min_size=1, max_size=4, unique=True),
     clocks,
     clocks,
@@ -63,6 +67,11 @@ tariffs = st.lists(st.lists(times, min_size=1, max_size=2), min_size=1, max_size
         default=PRICES["9"],
     )
 )
+
+
+@given(price=tariffs)
+def test_a_price_by_the_clock_is_the_same_after_it_was_stored(price: TimeOfDay) -> None:
+    assert TimeOfDay.model_validate_json(price.model_dump_json()) == price
 
 
 def band_at(price: TimeOfDay, instant: datetime, time_zone: str) -> str:
@@ -102,7 +111,7 @@ def test_stretches_tile_the_days_of_clock_changes(day: str, time_zone: str) -> N
 
 def test_stretches_tile_an_hour_inside_which_the_clock_is_changed() -> None:
     """At 00:01 of the Sunday it was 23:01 of the Saturday again, 31 minutes past a UTC hour."""
-    sunday = Band(name="sunday", times=(Times(days=("sun",)),), price=PRICES["2"])
+    sunday = Band(name="sunday", times=(clock(days=("sun",)),), price=PRICES["2"])
     tariff = TimeOfDay(model="time_of_day", bands=(sunday,), default=PRICES["9"])
     _tile(tariff, "2010-11-07", "America/St_Johns")
     for minute, band in {"02:29": "", "02:30": "sunday", "02:31": "", "03:29": "", "03:30": "sunday"}.items():

@@ -181,6 +181,9 @@ MISTAKES = [
      "            times: [{from: '8:00'}]}]} #!",
      "price tokens, band 1, time 1, from: expected a time of day like '08:00', got '8:00'"),
     (TOKENS_2, "tokens: {model: time_of_day, default: {model: dynamic}, bands: [{name: a, price: {model: dynamic},\n"
+     "            times: [{since: '08:00'}]}]} #!",
+     "price tokens, band 1, time 1: unknown key 'since'; expected one of days, from, to"),
+    (TOKENS_2, "tokens: {model: time_of_day, default: {model: dynamic}, bands: [{name: a, price: {model: dynamic},\n"
      "            times: [{to: '25:00'}]}]} #!",
      "price tokens, band 1, time 1, to: expected a time of day like '20:00', or '24:00', got '25:00'"),
     (TOKENS_2, "tokens: {model: time_of_day, default: {model: dynamic}, bands: [{name: a, price: {model: dynamic},\n"
