@@ -104,7 +104,7 @@ def test_a_state_belongs_to_a_horizon_and_a_number_of_shards(
     with taken(server, prices, "first"):
         pass
     with (
-        pytest.raises(jobs.InputError, match="was made for events of at most 35 days and 32 shards"),
+        pytest.raises(jobs.InputError, match=f"was made for events of at most 35 days and {stream.SHARDS} shards"),
         taken(server, prices, "second", state_of="first", **changed),
     ):
         pass
