@@ -31,15 +31,13 @@ from meterline.runners.explanation import (
     visible,
 )
 from meterline.runners.price_words import TierTerms, in_words, tier_terms
-from meterline.schemas.catalog import LOCAL_TIME, Catalog, Fixed, Matrix, Subscription, TimeOfDay, UsagePrice
+from meterline.schemas.catalog import Catalog, Fixed, Subscription, UsagePrice
 from meterline.schemas.records import RatingKey, line_item_id
 from meterline.schemas.voids import VOID_SOURCE
 from meterline.transforms import clickhouse
 from meterline.transforms.rules.attribution import Directory, directory
 from meterline.transforms.rules.line_items import window_bounds
 from meterline.transforms.rules.money import EXACT, round_amount
-from meterline.transforms.rules.prices.matrix import price_for
-from meterline.transforms.rules.prices.time_of_day import price_in
 
 MAX_FOUND = 20
 """Events, or rejects, shown when more than one has the id."""
@@ -648,15 +646,8 @@ def _catalog_price(
     subscription = book.subscriptions.get(row["subscription_id"]) if book else None
     if book is None or subscription is None:
         return None, None
-    versions = book.rate_cards[book.plans[subscription.plan].rate_card].versions
-    found = next(
-        (one.prices.get(row["charge_id"]) for one in versions if one.version == row["rate_card_version"]), None
-    )
-    if isinstance(found, Matrix):
-        found = price_for(found, dict(row["dimensions"]))
-    elif isinstance(found, TimeOfDay):
-        found = price_in(found, dict(row["dimensions"]).get(LOCAL_TIME, ""))
-    return subscription, found
+    key = row["subscription_id"], row["charge_id"], row["rate_card_version"]
+    return subscription, book.charge_price(*key, dict(row["dimensions"]).items())
 
 
 def _price(

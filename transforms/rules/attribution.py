@@ -148,7 +148,7 @@ class Directory:
     ) -> Segment:
         start, end = max(start, subscription.start), min(end, subscription.end or LAST)
         version, price = "", None
-        for candidate in self.rate_cards[self.plans[subscription.plan].rate_card].versions:
+        for candidate in self._card_of(subscription).versions:
             if instant < candidate.effective_from:
                 end = min(end, candidate.effective_from)
                 break
@@ -177,19 +177,26 @@ class Directory:
         self, subscription_id: str, charge_id: str, version: str, dimensions: Iterable[tuple[str, str]]
     ) -> Priced | None:
         """What a charge's usage with these dimensions costs; None when the catalog does not know it."""
-        subscription = self.subscriptions.get(subscription_id)
-        if subscription is None:
+        price = self.charge_price(subscription_id, charge_id, version, dimensions)
+        if price is None or isinstance(price, Fixed):
             return None
-        card = self.rate_cards[self.plans[subscription.plan].rate_card]
-        for candidate in card.versions:
-            if candidate.version == version:
-                price = candidate.prices.get(charge_id)
-                if isinstance(price, Matrix):
-                    price = price_for(price, dict(dimensions))
-                elif isinstance(price, TimeOfDay):
-                    price = price_in(price, dict(dimensions).get(LOCAL_TIME, ""))
-                return None if price is None or isinstance(price, Fixed) else Priced(price, card.currency)
-        return None
+        return Priced(price, self._card_of(self.subscriptions[subscription_id]).currency)
+
+    def charge_price(
+        self, subscription_id: str, charge_id: str, version: str, dimensions: Iterable[tuple[str, str]]
+    ) -> UsagePrice | Fixed | None:
+        """The same for any charge, a fixed fee too; of a price that only chooses one, the price chosen."""
+        subscription = self.subscriptions.get(subscription_id)
+        versions = self._card_of(subscription).versions if subscription else ()
+        price = next((one.prices.get(charge_id) for one in versions if one.version == version), None)
+        if isinstance(price, Matrix):
+            return price_for(price, dict(dimensions))
+        if isinstance(price, TimeOfDay):
+            return price_in(price, dict(dimensions).get(LOCAL_TIME, ""))
+        return price
+
+    def _card_of(self, subscription: Subscription) -> RateCard:
+        return self.rate_cards[self.plans[subscription.plan].rate_card]
 
 
 def _unpriced(instant: datetime, start: datetime, end: datetime) -> Segment:
