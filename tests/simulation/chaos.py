@@ -21,6 +21,7 @@ What may go wrong is what the Beam model and docs/exactly_once.md permit, and al
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -514,6 +515,22 @@ def check(seed: int, url: str, altered: Callable[[World, int], World] | None = N
     books = scenario.books
     compare(stored(url), books, scenario.world.catalog)
     account_for(books, counters, forgotten)
+
+
+def seeds(variable: str, count: int) -> range:
+    """As many as a variable of the environment says, else `count`; or the one that METERLINE_SEED names."""
+    if seed := os.environ.get("METERLINE_SEED"):
+        return range(int(seed), int(seed) + 1)
+    return range(int(os.environ.get(variable, count)))
+
+
+def check_or_replay(seed: int, url: str, file: str, altered: Callable[[World, int], World] | None = None) -> None:
+    """The same for a test in a file of this folder: what fails says how to play it again."""
+    try:
+        check(seed, url, altered)
+    except Exception as error:
+        command = f"METERLINE_SEED={seed} .venv/bin/python -m pytest tests/simulation/{Path(file).name}"
+        raise AssertionError(f"seed {seed}: {error}\nreplay it: {command}") from error
 
 
 def empty(url: str) -> None:

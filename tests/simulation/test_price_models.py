@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 
 import pytest
@@ -16,18 +15,10 @@ from . import chaos
 from .generator import generate
 from .price_models import with_every_model
 
-SEEDS = range(int(os.environ.get("METERLINE_PRICE_SEEDS", "60")))
-if "METERLINE_SEED" in os.environ:
-    SEEDS = range(int(os.environ["METERLINE_SEED"]), int(os.environ["METERLINE_SEED"]) + 1)
 
-
-@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("seed", chaos.seeds("METERLINE_PRICE_SEEDS", 60))
 def test_no_fault_changes_an_amount_of_any_price_model(seed: int, clickhouse_url: str) -> None:
-    try:
-        chaos.check(seed, clickhouse_url, with_every_model)
-    except Exception as error:
-        command = f"METERLINE_SEED={seed} .venv/bin/python -m pytest tests/simulation/test_price_models.py"
-        raise AssertionError(f"seed {seed}: {error}\nreplay it: {command}") from error
+    chaos.check_or_replay(seed, clickhouse_url, __file__, with_every_model)
 
 
 def test_the_worlds_have_prices_of_every_model() -> None:
