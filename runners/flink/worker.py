@@ -26,6 +26,7 @@ _CACHE_BYTES = 256 << 20
 _ENTRY_BYTES = 500
 
 _SAMPLING_MILLISECONDS = 10
+_BAGS = (bundle_processor.SynchronousBagRuntimeState, bundle_processor.ReadModifyWriteRuntimeState)
 
 _walked = statecache.get_deep_size
 
@@ -50,18 +51,15 @@ def _commit(context: bundle_processor.FnApiUserStateContext) -> None:
 
 
 def _sent(state: Any) -> list[Any]:
-    bag = getattr(state, "_underlying_bag_state", state)
-    if type(bag) is not bundle_processor.SynchronousBagRuntimeState or type(state) not in _BAGS:
+    if type(state) not in _BAGS:
         state.commit()
         return []
+    bag = getattr(state, "_underlying_bag_state", state)  # One value is a bag with one element.
     answers = [bag._state_handler.clear(bag._state_key)] if bag._cleared else []
     if bag._added_elements:
         coder = bag._value_coder.get_impl()
         answers.append(bag._state_handler.extend(bag._state_key, coder, bag._added_elements))
     return answers
-
-
-_BAGS = (bundle_processor.SynchronousBagRuntimeState, bundle_processor.ReadModifyWriteRuntimeState)
 
 
 def work(control_address: str, worker_id: str) -> None:
