@@ -55,7 +55,7 @@ class RateUsage(beam.PTransform):
 @dataclass
 class CollectPanes(beam.PTransform):
     """All usage of a key at once where input is bounded. Where it is not, what a bundle of `meter` has of it: to wait
-    for more costs an engine more than to rate the key again (docs/decisions/0015-a-stream-rates-by-bundle.md).
+    for more is a step with state of its own (docs/decisions/0015-a-stream-rates-by-bundle.md).
     """
 
     is_bounded: bool
