@@ -7,212 +7,38 @@ time; `catalog_checks` checks what only the whole can show. Every record is immu
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from decimal import Decimal
 from enum import StrEnum
-from functools import cache, cached_property
-from importlib import resources
-from itertools import takewhile
-from typing import Annotated, Any, Literal, TypeVar, get_args
+from functools import cached_property
+from typing import Annotated, Literal, TypeVar, get_args
 
 from pydantic import (
     AfterValidator,
-    BaseModel,
-    BeforeValidator,
     ConfigDict,
     Field,
-    PlainSerializer,
-    Strict,
     StringConstraints,
-    WithJsonSchema,
     model_validator,
 )
-from pydantic_core import PydanticCustomError
 
-from meterline.schemas.currency import MINOR_UNITS
+from meterline.schemas.catalog_fields import (
+    BasisPoints,
+    Currency,
+    Flag,
+    Id,
+    Instant,
+    Name,
+    Percent,
+    PositiveQuantity,
+    Price,
+    PropertyPath,
+    Quantity,
+    Record,
+    decimal_schema,
+    misplaced,
+    zone,
+)
 from meterline.schemas.voids import RESERVED_TYPES
-
-PRICE_PLACES = 18
-QUANTITY_PLACES = 12
-MAX_PRICE = Decimal(10) ** 18
-MAX_QUANTITY = Decimal(10) ** 26
-FIRST_INSTANT = datetime(1970, 1, 1, tzinfo=UTC)
-LAST_INSTANT = datetime(2200, 1, 1, tzinfo=UTC)
-
-ID_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
-PATH_PATTERN = r"^[^.\s]+(\.[^.\s]+)*$"
-DECIMAL_PATTERN = r"^[0-9]+(\.[0-9]+)?$"
-INSTANT_PATTERN = r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(Z|[+-][0-9]{2}:[0-9]{2})$"
-
-
-class Record(BaseModel):
-    """Base of all catalog records: immutable, and a misspelt key is an error."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-Id = Annotated[
-    str,
-    StringConstraints(pattern=ID_PATTERN),
-    Field(description="Letters, digits, '.', '_' and '-'; at most 100; starts with a letter or digit."),
-]
-Name = Annotated[str, Field(description="What people call it; shown on invoices.")]
-PropertyPath = Annotated[
-    str,
-    StringConstraints(pattern=PATH_PATTERN, max_length=200),
-    Field(description="Path of a property inside the event's data, parts joined by '.'."),
-]
-
-
-def _misplaced(message: str, at: tuple[str | int, ...], also: tuple[str | int, ...] = ()) -> PydanticCustomError:
-    """An error of one part of the value checked: `at` leads to the part, `also` to what it clashes with."""
-    return PydanticCustomError("misplaced", "{message}", {"message": message, "at": at, "also": also})
-
-
-def _exact(value: Any) -> Any:
-    if isinstance(value, float):
-        raise ValueError(
-            f"{value!r} is a floating-point number; write it in quotes so that it stays exact: '{value!r}'"
-        )
-    if isinstance(value, bool) or not isinstance(value, (int, str, Decimal)):
-        raise ValueError(f"expected a decimal number in quotes, got {type(value).__name__}")
-    if isinstance(value, str) and not re.fullmatch(DECIMAL_PATTERN, value.removeprefix("-")):
-        raise ValueError(f"{value!r} is no decimal number, expected digits and a point, like '0.003'")
-    return value
-
-
-def _places(limit: int, ceiling: Decimal) -> AfterValidator:
-    def check(value: Decimal) -> Decimal:
-        _, digits, exponent = value.as_tuple()
-        assert isinstance(exponent, int)
-        decimals = -exponent - len(list(takewhile(lambda digit: digit == 0, reversed(digits))))
-        if value and decimals > limit:
-            raise ValueError(f"{value:f} has {decimals} decimals, at most {limit} are kept exactly")
-        if value.copy_abs() >= ceiling:
-            raise ValueError(f"{value} is too large, it must be below {ceiling:.0E}")
-        return value
-
-    return AfterValidator(check)
-
-
-def _not_negative(value: Decimal) -> Decimal:
-    if value.is_signed():
-        raise ValueError(f"must not be negative, got {value}")
-    return value
-
-
-def _positive(value: Decimal) -> Decimal:
-    if value <= 0:
-        raise ValueError(f"must be more than 0, got {value}")
-    return value
-
-
-def _decimal_schema(description: str) -> WithJsonSchema:
-    return WithJsonSchema(
-        {
-            "type": ["string", "integer"],
-            "pattern": DECIMAL_PATTERN,
-            "minimum": 0,
-            "description": description,
-        }
-    )
-
-
-Exact = BeforeValidator(_exact)
-# As `_exact` reads it: Decimal's own text of 0.0000002 is 2E-7.
-Written = PlainSerializer(lambda number: f"{number:f}", return_type=str, when_used="json")
-Price = Annotated[
-    Decimal,
-    Exact,
-    Written,
-    _places(PRICE_PLACES, MAX_PRICE),
-    AfterValidator(_not_negative),
-    _decimal_schema("Currency units (dollars, not cents), in quotes; at most 18 decimals."),
-]
-Quantity = Annotated[
-    Decimal,
-    Exact,
-    Written,
-    _places(QUANTITY_PLACES, MAX_QUANTITY),
-    AfterValidator(_not_negative),
-    _decimal_schema("Units of the meter, in quotes; at most 12 decimals."),
-]
-PositiveQuantity = Annotated[Quantity, AfterValidator(_positive)]
-
-
-def _share(name: str, places: int) -> Any:
-    return (
-        Exact,
-        Written,
-        _places(PRICE_PLACES - places, MAX_PRICE),
-        AfterValidator(_not_negative),
-        _decimal_schema(f"{name} of the amount, in quotes; at most {PRICE_PLACES - places} decimals."),
-    )
-
-
-Percent = Annotated[Decimal, *_share("Percent", 2)]
-BasisPoints = Annotated[Decimal, *_share("Basis points (hundredths of a percent)", 4)]
-
-
-def _written_instant(value: Any) -> Any:
-    if isinstance(value, datetime):
-        return value
-    if not isinstance(value, str):
-        raise ValueError(f"expected an instant like 2026-01-01T00:00:00Z, got {type(value).__name__}")
-    if re.fullmatch(r"[0-9]{4}-[0-9]{2}-[0-9]{2}", value):
-        raise ValueError(f"{value} is a date, expected an instant: write {value}T00:00:00Z")
-    if re.fullmatch(INSTANT_PATTERN, f"{value}Z"):
-        raise ValueError(f"{value} has no time zone, write for example {value}Z")
-    if not re.fullmatch(INSTANT_PATTERN, value):
-        raise ValueError(f"{value!r} is no instant in whole seconds, expected one like 2026-01-01T00:00:00Z")
-    try:
-        return datetime.fromisoformat(value)
-    except ValueError as error:
-        raise ValueError(f"{value} does not exist: {error}") from None
-
-
-def _instant(value: datetime) -> datetime:
-    if value.tzinfo is None:
-        raise ValueError(f"{value.isoformat()} has no time zone, write for example {value.isoformat()}Z")
-    if value.microsecond:
-        raise ValueError(f"{value.isoformat()} has a fraction of a second, instants are whole seconds")
-    if not FIRST_INSTANT <= value < LAST_INSTANT:
-        raise ValueError(f"{value.isoformat()} lies outside the years 1970 to 2199")
-    return value.astimezone(UTC)
-
-
-Instant = Annotated[
-    datetime,
-    BeforeValidator(_written_instant),
-    AfterValidator(_instant),
-    WithJsonSchema(
-        {
-            "type": "string",
-            "format": "date-time",
-            "pattern": INSTANT_PATTERN,
-            "description": "An instant, RFC 3339 with its offset, whole seconds.",
-        }
-    ),
-]
-
-
-@cache
-def _zones() -> frozenset[str]:
-    return frozenset(resources.files("tzdata").joinpath("zones").read_text(encoding="utf-8").split())
-
-
-def _zone(value: str) -> str:
-    if value not in _zones():
-        raise ValueError(f"{value!r} is no IANA time zone, expected one like 'Europe/Berlin'")
-    return value
-
-
-def _currency(value: str) -> str:
-    if value not in MINOR_UNITS:
-        raise ValueError(f"{value!r} is no ISO 4217 currency, expected a code like 'USD'")
-    return value
 
 
 class Aggregation(StrEnum):
@@ -243,14 +69,14 @@ class Meter(Record):
     @model_validator(mode="after")
     def _value_fits(self) -> Meter:
         if self.event_type.startswith(RESERVED_TYPES):
-            raise _misplaced(f"types that begin with {RESERVED_TYPES!r} are Meterline's own", at=("event_type",))
+            raise misplaced(f"types that begin with {RESERVED_TYPES!r} are Meterline's own", at=("event_type",))
         if self.aggregation is Aggregation.COUNT and self.value is not None:
-            raise _misplaced("a count meter counts events, it takes no `value`", at=("value",))
+            raise misplaced("a count meter counts events, it takes no `value`", at=("value",))
         if self.aggregation is not Aggregation.COUNT and self.value is None:
             raise ValueError(f"a {self.aggregation} meter needs `value`, the property to read")
         for number, dimension in enumerate(self.dimensions):
             if dimension in self.dimensions[:number]:
-                raise _misplaced(f"{dimension!r} is named twice", at=("dimensions", number))
+                raise misplaced(f"{dimension!r} is named twice", at=("dimensions", number))
         return self
 
 
@@ -263,23 +89,23 @@ class Tier(Record):
     unit_price: Price = Decimal(0)
     flat_fee: Price = Field(Decimal(0), description="Due once a unit reaches the tier.")
     package_price: (
-        Annotated[Price, _decimal_schema("Currency units for one package, in place of `unit_price`.")] | None
+        Annotated[Price, decimal_schema("Currency units for one package, in place of `unit_price`.")] | None
     ) = None
-    package_size: Annotated[PositiveQuantity, _decimal_schema("Units of the meter in one package.")] | None = None
+    package_size: Annotated[PositiveQuantity, decimal_schema("Units of the meter in one package.")] | None = None
     round: Literal["up", "down"] = Field(default="up", description="Whether a started package is paid.")
 
     @model_validator(mode="after")
     def _sold_one_way(self) -> Tier:
         if self.package_price is not None and self.package_size is None:
-            raise _misplaced("`package_size` is missing, the units that it buys", at=("package_price",))
+            raise misplaced("`package_size` is missing, the units that it buys", at=("package_price",))
         if self.package_size is None:
             if self.round == "down":
-                raise _misplaced("only packages are rounded, `package_size` is missing", at=("round",))
+                raise misplaced("only packages are rounded, `package_size` is missing", at=("round",))
             return self
         if self.package_price is None:
-            raise _misplaced("`package_price` is missing, what one package costs", at=("package_size",))
+            raise misplaced("`package_price` is missing, what one package costs", at=("package_size",))
         if self.unit_price:
-            raise _misplaced("the tier is sold in packages, leave `unit_price` out", at=("unit_price",))
+            raise misplaced("the tier is sold in packages, leave `unit_price` out", at=("unit_price",))
         return self
 
 
@@ -287,7 +113,7 @@ class Step(Record):
     """Usage in (previous up_to, up_to], at one price however much of it is used."""
 
     up_to: PositiveQuantity | None = Field(None, description="Last unit of the step; none for no end.")
-    price: Annotated[Price, _decimal_schema("Currency units for all usage up to the step's end, in quotes.")]
+    price: Annotated[Price, decimal_schema("Currency units for all usage up to the step's end, in quotes.")]
 
 
 _Bounded = TypeVar("_Bounded", bound="Tier | Step | ShareTier")
@@ -298,13 +124,13 @@ def _ascending(tiers: Sequence[_Bounded]) -> Sequence[_Bounded]:
     for number, tier in enumerate(tiers, start=1):
         if tier.up_to is None:
             if number < len(tiers):
-                raise _misplaced("`up_to` is missing, only the last one may be without end", at=(number - 1,))
+                raise misplaced("`up_to` is missing, only the last one may be without end", at=(number - 1,))
         elif tier.up_to <= floor:
-            raise _misplaced(f"ends at {tier.up_to}, it must end above {floor}", at=(number - 1, "up_to"))
+            raise misplaced(f"ends at {tier.up_to}, it must end above {floor}", at=(number - 1, "up_to"))
         else:
             floor = tier.up_to
     if tiers[-1].up_to is not None:
-        raise _misplaced(
+        raise misplaced(
             f"the last one ends at {floor}, leave its `up_to` out so that all usage has a price",
             at=(len(tiers) - 1, "up_to"),
         )
@@ -314,26 +140,23 @@ def _ascending(tiers: Sequence[_Bounded]) -> Sequence[_Bounded]:
 Tiers = Annotated[tuple[Tier, ...], Field(min_length=1), AfterValidator(_ascending)]
 Per = Annotated[
     PositiveQuantity,
-    _decimal_schema("Units that one `unit_price` buys, for example 1000000 for prices per million."),
+    decimal_schema("Units that one `unit_price` buys, for example 1000000 for prices per million."),
 ]
-
-
-Flag = Annotated[bool, Strict()]
 
 
 class Metered(Record):
     """What prices of usage have in common, whatever their model."""
 
     model: str
-    included: Annotated[Quantity, _decimal_schema("Units that cost nothing, before the price begins.")] = Decimal(0)
-    minimum: Annotated[Price, _decimal_schema("Least charge of a billing period, without usage too.")] | None = None
-    maximum: Annotated[Price, _decimal_schema("Greatest charge of a billing period.")] | None = None
-    fee_per_event: Annotated[Price, _decimal_schema("Due for each event, whatever it counts for.")] = Decimal(0)
+    included: Annotated[Quantity, decimal_schema("Units that cost nothing, before the price begins.")] = Decimal(0)
+    minimum: Annotated[Price, decimal_schema("Least charge of a billing period, without usage too.")] | None = None
+    maximum: Annotated[Price, decimal_schema("Greatest charge of a billing period.")] | None = None
+    fee_per_event: Annotated[Price, decimal_schema("Due for each event, whatever it counts for.")] = Decimal(0)
 
     @model_validator(mode="after")
     def _limits_in_order(self) -> Metered:
         if self.minimum is not None and self.maximum is not None and self.maximum < self.minimum:
-            raise _misplaced(
+            raise misplaced(
                 f"is {self.maximum:f}, it must be at least the minimum of {self.minimum:f}",
                 at=("maximum",),
                 also=("minimum",),
@@ -384,16 +207,16 @@ class Package(Metered):
     """Usage is sold in packages."""
 
     model: Literal["package"]
-    package_price: Annotated[Price, _decimal_schema("Currency units for one package, in quotes.")]
-    package_size: Annotated[PositiveQuantity, _decimal_schema("Units of the meter in one package.")]
+    package_price: Annotated[Price, decimal_schema("Currency units for one package, in quotes.")]
+    package_size: Annotated[PositiveQuantity, decimal_schema("Units of the meter in one package.")]
     round: Literal["up", "down"] = Field("up", description="Whether a started package is paid.")
-    free_units: Annotated[Quantity, _decimal_schema("Units before the first package.")] = Decimal(0)
+    free_units: Annotated[Quantity, decimal_schema("Units before the first package.")] = Decimal(0)
     minimum_packages: int = Field(0, ge=0, le=10**9, strict=True, description="Packages paid in any case, used or not.")
 
     @model_validator(mode="after")
     def _one_allowance(self) -> Package:
         if self.included:
-            raise _misplaced("packages have their own allowance, write `free_units`", at=("included",))
+            raise misplaced("packages have their own allowance, write `free_units`", at=("included",))
         return self
 
 
@@ -408,7 +231,7 @@ class Share(Record):
         if self.percent is None and self.basis_points is None:
             raise ValueError("`percent` is missing, or `basis_points`")
         if self.percent is not None and self.basis_points is not None:
-            raise _misplaced("the share stands in `percent` already, leave one out", at=("basis_points",))
+            raise misplaced("the share stands in `percent` already, leave one out", at=("basis_points",))
         return self
 
     @property
@@ -429,7 +252,7 @@ class Percentage(Share, Metered):
 class ShareTier(Share):
     """Amounts in (previous up_to, up_to]: the one at the bound belongs to this tier."""
 
-    up_to: Annotated[PositiveQuantity, _decimal_schema("Greatest amount of the tier.")] | None = None
+    up_to: Annotated[PositiveQuantity, decimal_schema("Greatest amount of the tier.")] | None = None
     flat_fee: Price = Field(Decimal(0), description="Due once an amount reaches the tier.")
 
 
@@ -452,7 +275,7 @@ class Dynamic(Metered):
     """The events carry what they cost: it is passed on, times a markup."""
 
     model: Literal["dynamic"]
-    multiplier: Annotated[Price, _decimal_schema("What the amounts are multiplied by, 1.2 for 20 percent more.")] = (
+    multiplier: Annotated[Price, decimal_schema("What the amounts are multiplied by, 1.2 for 20 percent more.")] = (
         Decimal(1)
     )
 
@@ -491,7 +314,7 @@ class Matrix(Record):
         for number, row in enumerate(self.rows):
             for earlier, other in enumerate(self.rows[:number]):
                 if other.when.items() <= row.when.items():
-                    raise _misplaced(
+                    raise misplaced(
                         f"is never reached, all that it fits is taken by row {earlier + 1}; put it before that one",
                         at=("rows", number),
                         also=("rows", earlier),
@@ -523,7 +346,7 @@ class Times(Record):
     @model_validator(mode="after")
     def _in_order(self) -> Times:
         if self.until <= self.since:
-            raise _misplaced(
+            raise misplaced(
                 f"is {self.until}, it must be after {self.since}; what goes over midnight is two `times`", at=("to",)
             )
         return self
@@ -555,7 +378,7 @@ class TimeOfDay(Record):
         first: dict[str, int] = {}
         for number, band in enumerate(self.bands):
             if first.setdefault(band.name, number) != number:
-                raise _misplaced(
+                raise misplaced(
                     "another band has this name", at=("bands", number, "name"), also=("bands", first[band.name], "name")
                 )
         return self
@@ -586,18 +409,14 @@ class RateCard(Record):
 
     id: Id
     name: Name = ""
-    currency: Annotated[
-        str,
-        AfterValidator(_currency),
-        WithJsonSchema({"type": "string", "pattern": "^[A-Z]{3}$", "description": "ISO 4217 code."}),
-    ]
+    currency: Currency
     versions: tuple[RateCardVersion, ...] = Field(min_length=1, description="In the order they take effect.")
 
     @model_validator(mode="after")
     def _versions_in_order(self) -> RateCard:
         for number, (earlier, later) in enumerate(zip(self.versions, self.versions[1:]), start=1):
             if later.effective_from <= earlier.effective_from:
-                raise _misplaced(
+                raise misplaced(
                     f"takes effect at {later.effective_from.isoformat()}, it must be after version "
                     f"{earlier.version}, which stands before it and is effective from "
                     f"{earlier.effective_from.isoformat()}",
@@ -607,7 +426,7 @@ class RateCard(Record):
         first: dict[str, int] = {}
         for number, version in enumerate(self.versions):
             if first.setdefault(version.version, number) != number:
-                raise _misplaced(
+                raise misplaced(
                     "another version has this name",
                     at=("versions", number, "version"),
                     also=("versions", first[version.version], "version"),
@@ -658,7 +477,7 @@ class Subscription(Record):
     plan: Annotated[Id, Field(description="The plan it is on.")]
     start: Instant
     end: Instant | None = Field(None, description="The first instant it no longer holds; none for no end.")
-    time_zone: Annotated[str, AfterValidator(_zone)] = Field(
+    time_zone: Annotated[str, AfterValidator(zone)] = Field(
         "UTC", description="IANA time zone in which billing periods start at midnight."
     )
     anchor_day: int = Field(
@@ -668,7 +487,7 @@ class Subscription(Record):
     @model_validator(mode="after")
     def _ends_after_start(self) -> Subscription:
         if self.end is not None and self.end <= self.start:
-            raise _misplaced(
+            raise misplaced(
                 f"ends at {self.end.isoformat()}, it must end after its start {self.start.isoformat()}",
                 at=("end",),
                 also=("start",),

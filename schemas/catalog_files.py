@@ -26,8 +26,6 @@ from meterline.schemas import catalog_checks
 from meterline.schemas.catalog import (
     CLOCK_END_PATTERN,
     CLOCK_PATTERN,
-    ID_PATTERN,
-    PATH_PATTERN,
     Account,
     Band,
     Catalog,
@@ -45,7 +43,6 @@ from meterline.schemas.catalog import (
     Plan,
     RateCard,
     RateCardVersion,
-    Record,
     ShareTier,
     Stairstep,
     Step,
@@ -55,6 +52,7 @@ from meterline.schemas.catalog import (
     Times,
     Volume,
 )
+from meterline.schemas.catalog_fields import ID_PATTERN, PATH_PATTERN, Record
 
 MAX_DEPTH = 32
 MAX_ALIASED = 100_000

@@ -16,12 +16,9 @@ from meterline.schemas.catalog import (
     AnyPrice,
     Catalog,
     Charge,
-    Instant,
     Meter,
     PerUnit,
     Plan,
-    Price,
-    Quantity,
     RateCard,
     RateCardVersion,
     Subscription,
@@ -29,6 +26,7 @@ from meterline.schemas.catalog import (
     UsagePrice,
 )
 from meterline.schemas.catalog_checks import Finding, findings
+from meterline.schemas.catalog_fields import Instant, Price, Quantity
 from tests import strategies
 
 PRICE = TypeAdapter(Price)

@@ -19,8 +19,8 @@ from decimal import (
 from itertools import repeat
 from typing import Literal
 
-from meterline.schemas.catalog import MAX_QUANTITY
-from meterline.schemas.catalog import QUANTITY_PLACES as QUANTITY_PLACES
+from meterline.schemas.catalog_fields import MAX_QUANTITY
+from meterline.schemas.catalog_fields import QUANTITY_PLACES as QUANTITY_PLACES
 from meterline.schemas.currency import MINOR_UNITS
 
 AMOUNT_PLACES = 18
