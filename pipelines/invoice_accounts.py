@@ -116,15 +116,8 @@ class _ReadTotalsFn(beam.DoFn):
     def process(self, part: int) -> Iterator[Statement]:
         options = self._options
         book = directory(options.catalog)
-        month = period_with_label(options.period, "UTC", 1)
-        parameters = {
-            "label": options.period,
-            "since": month.start - timedelta(days=2),
-            "until": month.end + timedelta(days=2),
-            "part": part,
-            "parts": self._parts,
-        }
-        used = _used(clickhouse.query(options.clickhouse, _TOTALS, parameters), options.period, book)
+        parameters = {"label": options.period, "part": part, "parts": self._parts}
+        used = line_item_totals(options.clickhouse, options.period, book, part, self._parts)
         posted = _posted(clickhouse.query(options.clickhouse, _POSTED, parameters))
         issued = {
             (row["tenant_id"], row["billing_account_id"], row["currency"]): row["issued"]
@@ -142,7 +135,18 @@ class _ReadTotalsFn(beam.DoFn):
         return [row["account"] for row in rows if row["part"] == part]
 
 
-def _used(rows: pa.Table, label: str, book: Directory) -> dict[BilledKey, tuple[Billed, str]]:
+def line_item_totals(
+    url: str, label: str, book: Directory, part: int = 0, parts: int = 1
+) -> dict[BilledKey, tuple[Billed, str]]:
+    """What the line items of a period's label say, by rating key and account, with the currency; of a part of the
+    billing accounts.
+
+    Raises:
+      DatabaseError: they name a subscription that the catalog does not have.
+    """
+    month = period_with_label(label, "UTC", 1)
+    since, until = month.start - timedelta(days=2), month.end + timedelta(days=2)
+    rows = clickhouse.query(url, _TOTALS, {"since": since, "until": until, "part": part, "parts": parts})
     used = {}
     for row in rows.to_pylist():
         key = RatingKey.parse(row["rating_key"])

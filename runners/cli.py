@@ -29,6 +29,7 @@ from meterline.runners.flink.home import FlinkError
 from meterline.runners.metrics.command import metrics
 from meterline.runners.pubsub import commands as pubsub_commands
 from meterline.runners.rate_stream import Elsewhere, Engine, rate_here, rate_on_dataflow, rate_on_flink
+from meterline.runners.simulate import command as simulate_command
 from meterline.schemas.catalog import Catalog
 from meterline.schemas.catalog_files import CatalogError, catalog_json_schema, check_catalog, load_catalog
 
@@ -669,6 +670,7 @@ def rejects_export(
     err.print(f"{count} records written to {file}")
 
 
+simulate_command.register(app, out, err, print_json)
 pubsub_commands.register(app, out, err)
 app.command()(metrics)
 

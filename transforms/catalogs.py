@@ -73,16 +73,21 @@ def last_digest(url: str) -> str:
     return found[0] if found else ""
 
 
+def last(url: str) -> Catalog | None:
+    """The catalog that was published last; None where none was."""
+    found = clickhouse.query(url, _LAST)["content"].to_pylist()
+    return Catalog.model_validate_json(found[0]) if found else None
+
+
 def check(url: str, catalog: Catalog) -> None:
     """Refuse a catalog that changes what the one published last says of versions and meters that it has.
 
     Raises:
       ChangedCatalogError: a version of a rate card has other prices, or a meter adds its usage up otherwise.
     """
-    last = clickhouse.query(url, _LAST)["content"].to_pylist()
-    if not last:
+    before = last(url)
+    if before is None:
         return
-    before = Catalog.model_validate_json(last[0])
     prices = {(card.id, one.version): (card.currency, one) for card in before.rate_cards for one in card.versions}
     edited = [
         f"version {one.version!r} of rate card {card.id!r}"

@@ -1,0 +1,94 @@
+"""Seeded worlds, simulated under other catalogs: the amounts are those of rating the same events in an empty database.
+
+`METERLINE_WHAT_IF_SEEDS` says how many worlds are tried, `METERLINE_SEED` names the one to try alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import datetime
+from decimal import Decimal
+from pathlib import Path
+from random import Random
+
+import pytest
+
+from meterline.pipelines.invoice_accounts import Options, line_item_totals
+from meterline.runners.invoices import invoices_of as stored_invoices
+from meterline.runners.jobs import make_invoices
+from meterline.runners.simulate.run import simulate
+from meterline.schemas.catalog import Catalog
+from meterline.schemas.records import RatingKey
+from meterline.transforms import clickhouse, recorded
+from meterline.transforms.rules.attribution import directory
+from meterline.transforms.rules.what_if import Used, priced_usage
+from tests.conftest import empty_tables
+
+from . import chaos
+from .auditor import audit, void_record
+from .delivery import Treatment, load, one_file, run
+from .generator import World, generate
+from .other_catalogs import CHANGES, other_catalog
+
+_LIVE = """
+SELECT payload FROM usage_events FINAL WHERE NOT startsWith(type, 'meterline.')
+  AND (tenant_id, source, id, time) NOT IN (SELECT tenant_id, source, id, time FROM voids)
+"""
+
+
+def rate_with_voids(world: World, catalog: Catalog, url: str, folder: Path, rng: Random) -> None:
+    records, path = one_file(world, folder)
+    run(world, catalog, [path], url, Treatment())
+    known = audit(records, world.catalog, world.received, world.horizon).accepted
+    voids = [void_record(event) for event in rng.sample(known, len(known) // rng.choice([3, 20]))]
+    path = folder / "voids"
+    path.write_bytes(b"".join(void + b"\n" for void in voids))
+    run(world, catalog, [path], url, Treatment())
+
+
+def labels_of(world: World) -> list[str]:
+    """Of the months in which most of a world's events lie."""
+    first = world.received.year * 12 + world.received.month - 1
+    return [f"{month // 12:04}-{month % 12 + 1:02}" for month in (first - 2, first - 1, first)]
+
+
+def by_key(used: Used) -> dict[RatingKey, tuple[Decimal, Decimal, str]]:
+    """Quantity and amount of rating keys, whoever used it."""
+    found: dict[RatingKey, tuple[Decimal, Decimal, str]] = {}
+    for name, (billed, currency) in used.items():
+        quantity, amount, _ = found.get(name.key, (Decimal(0), Decimal(0), ""))
+        found[name.key] = quantity + billed.quantity, amount + billed.amount, currency
+    return found
+
+
+@pytest.mark.parametrize("seed", chaos.seeds("METERLINE_WHAT_IF_SEEDS", 20))
+def test_a_simulation_gives_what_rating_the_events_anew_would(seed: int, database: str, tmp_path: Path) -> None:
+    rng, change = Random(seed), CHANGES[seed % len(CHANGES)]
+    world = generate(seed, events=60 + seed * 37 % 240)
+    other = replace(world, catalog=other_catalog(world, seed, change), horizon=None)
+    today, new = load(world, tmp_path / "today"), load(other, tmp_path / "new")
+    book = directory(new)
+    rate_with_voids(world, today, database, tmp_path / "records", rng)
+    before = clickhouse.query(database, "SELECT * FROM line_items FINAL ORDER BY line_item_id")
+    simulated = {label: simulate(database, label, new, today) for label in labels_of(world)}
+    priced = {label: priced_usage(recorded.read(database, book, label).usage, book) for label in labels_of(world)}
+    assert clickhouse.query(database, "SELECT * FROM line_items FINAL ORDER BY line_item_id") == before
+    stored = {label: by_key(line_item_totals(database, label, directory(today))) for label in labels_of(world)}
+
+    live = clickhouse.query(database, _LIVE, as_text=False)["payload"].to_pylist()
+    empty_tables(database)
+    if live:
+        (tmp_path / "live").write_bytes(b"\n".join(live) + b"\n")
+        run(other, new, [tmp_path / "live"], database, Treatment())
+    for label in labels_of(world):
+        assert by_key(priced[label].used) == by_key(line_item_totals(database, label, book))
+        if change == "nothing":
+            assert by_key(priced[label].used) == stored[label]
+        make_invoices(Options(label, new, database, datetime.fromisoformat("2199-01-01T00:00:00Z"), parts=1))
+        assert {
+            (payer.tenant_id, payer.billing_account_id, payer.currency): invoice.total
+            for payer, invoice in simulated[label].new.items()
+        } == {
+            (row["tenant_id"], row["billing_account_id"], row["currency"]): row["total"]
+            for row in stored_invoices(database, label)
+        }
