@@ -8,7 +8,8 @@ from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
-from meterline.schemas.catalog import Aggregation, Catalog
+from meterline.schemas.catalog import Catalog
+from meterline.schemas.meters import Aggregation
 from meterline.schemas.voids import VOID_TYPE
 from meterline.transforms import clickhouse
 from meterline.transforms.rules.attribution import Directory, directory

@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 from decimal import Decimal, localcontext
 from typing import Any, TypeVar
 
-from meterline.runners import tables
+from meterline.runners import meter_words, tables
 from meterline.runners.explanation import (
     Billing,
     CountedEvent,
@@ -117,6 +117,9 @@ class _Question:
 
     def unit(self, meter_id: str) -> str:
         return self.book.meters[meter_id].unit if self.book and meter_id in self.book.meters else ""
+
+    def meter(self, meter_id: str) -> str:
+        return meter_words.in_words(self.book.meters[meter_id]) if self.book and meter_id in self.book.meters else ""
 
 
 def _decoded(value: Any) -> Any:
@@ -338,6 +341,7 @@ def _attributed(ask: _Question, events: list[dict[str, Any]]) -> list[Event]:
             rate_card_version=key.rate_card_version,
             rating_key_id=str(key.id),
             dimensions=dict(key.dimensions),
+            meter=ask.meter(key.meter_id),
             period_start=key.period_start,
             period_end=key.period_end,
             quantity=event["quantities"][place],
@@ -531,6 +535,7 @@ def _line(
         **{name: row[name] for name in _LINE_COLUMNS},
         rating_key_id=str(row["rating_key_id"]),
         dimensions=dict(row["dimensions"]),
+        meter=ask.meter(row["meter_id"]),
         invoice_number=this.invoice_number,
         status=this.status,
         sequence=this.sequence,
@@ -592,6 +597,7 @@ def _item(
             **rest,
             "rating_key_id": str(row["rating_key_id"]),
             "dimensions": dict(row["dimensions"]),
+            "meter": ask.meter(row["meter_id"]),
             "unit": ask.unit(row["meter_id"]),
             "price": _price(ask, row, price, tiers),
             "tiers": _tiers(price, tiers),

@@ -144,6 +144,8 @@ def _render_line(one: Line) -> Tree:
     )
     tree.add(_words(f"period {_span(one.period_start, one.period_end)}"))
     tree.add(_words((f"{one.charge_id}, prices of {one.rate_card_version}: ", "bold"), one.price.text))
+    if one.meter:
+        tree.add(_words((f"meter {one.meter_id}: ", "bold"), one.meter))
     if one.fee:
         tree.add(_words(_proration(one.fee)))
     if one.tiers:
@@ -183,6 +185,8 @@ def _render_line_item(one: LineItem) -> Tree:
     )
     version = f"prices of {one.rate_card_version}: " if one.rate_card_version else ""
     tree.add(_words((version, "bold"), one.price.text))
+    if one.meter:
+        tree.add(_words((f"meter {one.meter_id}: ", "bold"), one.meter))
     _add_item(tree, one, short=False)
     if one.charge_id:
         tree.add(_billings("billed by", one.billed_by, one.standing, one.unit))
@@ -229,6 +233,8 @@ def _render_event(one: Event) -> Tree:
         by = one.voided
         when = instant_text(by.voided_at)
         tree.add(_words((f"voided {when}", "bold yellow"), f", it counts no more: {by.reason} · ", _id(by.void_id)))
+    if not one.usage and not one.voids:
+        tree.add(_words("it feeds no meter: no filter takes it; it is archived, in no line item and on no invoice"))
     for usage in one.usage:
         counted = f" ({usage.counted_value})" if usage.counted_value else ""
         version = f", prices of {usage.rate_card_version}" if usage.rate_card_version else ""
@@ -239,6 +245,8 @@ def _render_event(one: Event) -> Tree:
                 f"{counted} → {usage.charge_id or 'unpriced: no charge prices it'}{version}",
             )
         )
+        if usage.meter:
+            node.add(_words(f"counts {usage.meter}"))
         if usage.line_item is None:
             node.add(_words("line item ", _id(usage.line_item_id), " is not rated yet"))
         else:

@@ -131,7 +131,10 @@ class CountedEvent(_Node):
 
 @dataclass(frozen=True)
 class LineItem(_Node):
-    """Rated usage of one window: the period's quantity went from `quantity_from` to `quantity_to`."""
+    """Rated usage of one window: the period's quantity went from `quantity_from` to `quantity_to`.
+
+    `meter` says in words what is counted, here and elsewhere; it is known with a catalog only.
+    """
 
     KIND = "line_item"
     line_item_id: str
@@ -144,6 +147,7 @@ class LineItem(_Node):
     rate_card_version: str
     rating_key_id: str
     dimensions: dict[str, str]
+    meter: str
     period_start: datetime
     period_end: datetime
     window_start: datetime
@@ -203,6 +207,7 @@ class Line(_Node):
     rate_card_version: str
     rating_key_id: str
     dimensions: dict[str, str]
+    meter: str
     period_start: datetime
     period_end: datetime
     description: str
@@ -253,6 +258,7 @@ class Usage(_Node):
     rate_card_version: str
     rating_key_id: str
     dimensions: dict[str, str]
+    meter: str
     period_start: datetime
     period_end: datetime
     quantity: Decimal

@@ -70,7 +70,8 @@ def in_words(price: UsagePrice | Fixed, unit: str) -> str:
     if price.included:
         text += f"; counted after {number(price.included)} that are included"
     if price.fee_per_event:
-        text += f"; {price.fee_per_event:,f} more for each event"
+        after = f" after the first {price.free_events:,}" if price.free_events else ""
+        text += f"; {price.fee_per_event:,f} more for each event{after}"
     if price.minimum is not None:
         text += f"; at least {price.minimum:,f}"
     return text + (f"; at most {price.maximum:,f}" if price.maximum is not None else "")

@@ -13,8 +13,9 @@ SYMBOL = pa.dictionary(pa.int32(), pa.string())
 PAYLOAD = pa.dictionary(pa.int32(), pa.binary())
 
 # Records that `validate` accepted: what billing needs of them, where they came from and their bytes. One further column
-# follows for each property that a meter reads, null where the event's type does not read it:
-# `q:PATH` a quantity (QUANTITY), `v:PATH` a value to be counted distinctly (SYMBOL), `d:PATH` a dimension (SYMBOL).
+# follows for each property that a meter reads, null where the event feeds no meter that does:
+# `w:PATH` what a filter asks for (SYMBOL; null too where it has no string form), `q:PATH` a quantity (QUANTITY),
+# `v:PATH` a value to be counted distinctly (SYMBOL), `x:EXPRESSION` a computed quantity, `d:PATH` a dimension (SYMBOL).
 EVENTS = pa.schema(
     [
         pa.field("tenant_id", SYMBOL, nullable=False),

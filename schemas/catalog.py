@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from decimal import Decimal
-from enum import StrEnum
 from functools import cached_property
 from typing import Annotated, Literal, TypeVar, get_args
 
@@ -38,46 +37,7 @@ from meterline.schemas.catalog_fields import (
     misplaced,
     zone,
 )
-from meterline.schemas.voids import RESERVED_TYPES
-
-
-class Aggregation(StrEnum):
-    """How the events of a usage window become one quantity. All merge in any order."""
-
-    SUM = "sum"
-    COUNT = "count"
-    MIN = "min"
-    MAX = "max"
-    DISTINCT = "distinct"
-    LATEST = "latest"
-
-
-class Meter(Record):
-    """How events of one type become a quantity."""
-
-    id: Id
-    name: Name = ""
-    event_type: str = Field(min_length=1, description="The CloudEvents `type` this meter counts.")
-    aggregation: Aggregation
-    value: PropertyPath | None = Field(
-        None,
-        description="Property that holds the number (or, for distinct, the value counted); none for count.",
-    )
-    unit: str = Field(min_length=1, description="What one unit is called, for example token.")
-    dimensions: tuple[PropertyPath, ...] = Field((), description="Properties that are priced apart.")
-
-    @model_validator(mode="after")
-    def _value_fits(self) -> Meter:
-        if self.event_type.startswith(RESERVED_TYPES):
-            raise misplaced(f"types that begin with {RESERVED_TYPES!r} are Meterline's own", at=("event_type",))
-        if self.aggregation is Aggregation.COUNT and self.value is not None:
-            raise misplaced("a count meter counts events, it takes no `value`", at=("value",))
-        if self.aggregation is not Aggregation.COUNT and self.value is None:
-            raise ValueError(f"a {self.aggregation} meter needs `value`, the property to read")
-        for number, dimension in enumerate(self.dimensions):
-            if dimension in self.dimensions[:number]:
-                raise misplaced(f"{dimension!r} is named twice", at=("dimensions", number))
-        return self
+from meterline.schemas.meters import Meter
 
 
 class Tier(Record):
@@ -152,9 +112,14 @@ class Metered(Record):
     minimum: Annotated[Price, decimal_schema("Least charge of a billing period, without usage too.")] | None = None
     maximum: Annotated[Price, decimal_schema("Greatest charge of a billing period.")] | None = None
     fee_per_event: Annotated[Price, decimal_schema("Due for each event, whatever it counts for.")] = Decimal(0)
+    free_events: int = Field(
+        default=0, ge=0, le=10**15, strict=True, description="Events that bear no fee, before the others."
+    )
 
     @model_validator(mode="after")
     def _limits_in_order(self) -> Metered:
+        if self.free_events and not self.fee_per_event:
+            raise misplaced("`fee_per_event` is missing, the fee that they do not bear", at=("free_events",))
         if self.minimum is not None and self.maximum is not None and self.maximum < self.minimum:
             raise misplaced(
                 f"is {self.maximum:f}, it must be at least the minimum of {self.minimum:f}",

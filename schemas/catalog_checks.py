@@ -8,7 +8,6 @@ from typing import NamedTuple, Protocol, TypeVar
 
 from meterline.schemas.catalog import (
     Account,
-    Aggregation,
     AnyPrice,
     Catalog,
     Charge,
@@ -16,13 +15,13 @@ from meterline.schemas.catalog import (
     Fixed,
     GraduatedPercentage,
     Matrix,
-    Meter,
     Percentage,
     Plan,
     RateCard,
     Subscription,
     TimeOfDay,
 )
+from meterline.schemas.meters import Aggregation, Meter
 
 # From the catalog to a part of a record: the field of `Catalog`, the record's number, keys and numbers below.
 Place = tuple[str, int, *tuple[str | int, ...]]

@@ -36,7 +36,6 @@ from meterline.schemas.catalog import (
     GraduatedPercentage,
     Matrix,
     MatrixRow,
-    Meter,
     Package,
     Percentage,
     PerUnit,
@@ -53,6 +52,7 @@ from meterline.schemas.catalog import (
     Volume,
 )
 from meterline.schemas.catalog_fields import ID_PATTERN, PATH_PATTERN, Record
+from meterline.schemas.meters import Meter
 
 MAX_DEPTH = 32
 MAX_ALIASED = 100_000
@@ -206,6 +206,8 @@ def catalog_json_schema() -> dict[str, Any]:
     # Pydantic leaves keys that do not match the pattern unchecked.
     schema["$defs"]["RateCardVersion"]["properties"]["prices"]["additionalProperties"] = False
     schema["$defs"]["MatrixRow"]["properties"]["when"]["additionalProperties"] = False
+    for conditions in ("where", "where_not"):
+        schema["$defs"]["Meter"]["properties"][conditions]["additionalProperties"] = False
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         **schema,
@@ -471,7 +473,7 @@ class _Place(NamedTuple):
             elif part in _SINGULAR:
                 inside = _SINGULAR[str(part)]
             else:
-                names.append(str(part))
+                names.append(str(part + 1) if isinstance(part, int) else str(part))
         if inside:
             names.append(str(loc[-1]))
         return line, node, _short(", ".join(names), 300)
@@ -487,6 +489,9 @@ class _Place(NamedTuple):
                 place = 7 if inside else 5
                 del loc[place : place + 1]
                 models = [model for model in models if model not in ("matrix", "time_of_day", "fixed")]
+        if self.section == "meters" and loc[-1:] == ["[key]"]:
+            name = _Node(loc[-2], 0, str(loc[-2]))
+            return self.problem(loc[:-1], _wording(error["type"], name, error))
         key = str(loc[-1]) if loc else ""
         context = error.get("ctx", {})
         match error["type"]:

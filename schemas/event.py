@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal, InvalidOperation
@@ -28,6 +29,8 @@ from pydantic import (
     model_validator,
 )
 from pydantic_core import PydanticCustomError
+
+from meterline.schemas.expressions import Expression
 
 MAX_RECORD_BYTES = 1_048_576
 MAX_NESTING = 64
@@ -427,22 +430,44 @@ def exact_quantity(value: Any) -> Decimal:
     if not isinstance(text, str) or not NUMBER.fullmatch(text):
         raise EventError(Reason.BAD_QUANTITY, f"expected a number, or a string that is one, got {_shorten(value)}")
     number = _decimal(text) if len(text) <= MAX_NUMBER_CHARACTERS else None
+    return _kept_exactly(number, _shorten(value))
+
+
+def _kept_exactly(number: Decimal | None, shown: str) -> Decimal:
     if number is None or number >= MAX_EVENT_QUANTITY:
         raise EventError(
             Reason.BAD_QUANTITY,
-            f"{_shorten(value)} is out of range: quantities lie below 10^20 "
-            f"and have at most {QUANTITY_PLACES} decimals",
+            f"{shown} is out of range: quantities lie below 10^20 and have at most {QUANTITY_PLACES} decimals",
         )
     if number < 0:
-        raise EventError(Reason.BAD_QUANTITY, f"{_shorten(value)} is negative; usage is corrected by voiding events")
+        raise EventError(Reason.BAD_QUANTITY, f"{shown} is negative; usage is corrected by voiding events")
     exponent = number.as_tuple().exponent
     assert isinstance(exponent, int)
     if -exponent > QUANTITY_PLACES:
         raise EventError(
-            Reason.BAD_QUANTITY,
-            f"{_shorten(value)} has {-exponent} decimals, at most {QUANTITY_PLACES} are kept exactly",
+            Reason.BAD_QUANTITY, f"{shown} has {-exponent} decimals, at most {QUANTITY_PLACES} are kept exactly"
         )
     return number
+
+
+def computed_quantity(expression: Expression, values: Mapping[str, Decimal]) -> Decimal:
+    """The value of a meter with an expression, within the limits of `exact_quantity`.
+
+    Args:
+      values: The properties that it reads, by path.
+
+    Raises:
+      EventError: `bad_quantity`.
+    """
+    value = expression.value_of(values)
+    scaled = value * 10**_COMPUTED_PLACES
+    is_out_of_range = scaled.denominator != 1 or abs(value) >= MAX_EVENT_QUANTITY
+    number = None if is_out_of_range else _decimal(f"{scaled.numerator}E-{_COMPUTED_PLACES}")
+    return _kept_exactly(number, "the result" if number is None else _shorten(Number(f"{number:f}")))
+
+
+# More decimals than this are out of range anyway.
+_COMPUTED_PLACES = 100
 
 
 def plain_text(number: Decimal) -> str:
@@ -481,6 +506,11 @@ def dimension_text(value: Any) -> str:
             f"has {len(text)} characters, at most {MAX_DIMENSION_CHARACTERS} are allowed",
         )
     return text
+
+
+def filter_text(value: Any) -> str | None:
+    """The string form of a property that a filter asks for; None where it has none, and so is no value."""
+    return "" if value is None else _scalar_text(value)
 
 
 def distinct_text(value: Any) -> str:

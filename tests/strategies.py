@@ -24,6 +24,7 @@ from meterline.schemas.catalog import (
     Volume,
 )
 from meterline.schemas.event import NUMBER
+from meterline.schemas.expressions import STEPPED, Literal, Node, Operation, Property, walk
 
 Strategy = st.SearchStrategy
 
@@ -133,13 +134,15 @@ def with_limits(draw: st.DrawFn, prices: Strategy[UsagePrice]) -> UsagePrice:
     if draw(st.booleans()):
         return price
     least, most = sorted(draw(st.tuples(limits, limits)))
-    changes: dict[str, Decimal | None] = {
+    changes: dict[str, Any] = {
         "minimum": draw(st.sampled_from([None, least])),
         "maximum": draw(st.sampled_from([None, most])),
     }
     if not isinstance(price, Package):
         changes["included"] = draw(st.one_of(st.just(Decimal(0)), decimals(20, 12)))
     changes["fee_per_event"] = draw(st.one_of(st.just(Decimal(0)), unit_prices))
+    if changes["fee_per_event"]:
+        changes["free_events"] = draw(st.integers(0, 3))
     return price.model_copy(update=changes)
 
 
@@ -456,3 +459,43 @@ def damaged(draw: st.DrawFn, records: Strategy[bytes]) -> bytes:
 
 
 event_records = st.one_of(event_texts(), event_texts(), event_texts(), damaged(event_texts()))
+
+# --- Expressions ----------------------------------------------------------------------------------------
+
+EXPRESSION_PATHS = ("a", "b", "c.d")
+
+_literals = st.one_of(
+    st.sampled_from(
+        ["0", "1", "60", "0.029", "0.30", "1000000", "9" * 20, "0.000000000000000001", "9223372036854775807"]
+    ),
+    decimals(1000, 18).map(lambda number: format(number, "f")),
+).map(lambda text: Literal(Decimal(text)))
+_leaves = st.one_of(st.sampled_from(EXPRESSION_PATHS).map(Property), _literals)
+
+
+def _operations(below: Strategy[Any]) -> Strategy[Any]:
+    steps = _literals.filter(lambda literal: bool(literal.number))
+    return st.one_of(
+        st.builds(Operation, st.sampled_from("+-*"), st.tuples(below, below)),
+        st.builds(Operation, st.sampled_from(["min", "max"]), st.lists(below, min_size=2, max_size=3).map(tuple)),
+        st.builds(Operation, st.sampled_from(STEPPED), st.tuples(below, steps)),
+    )
+
+
+expression_trees: Strategy[Node] = st.recursive(_leaves, _operations, max_leaves=8).filter(
+    lambda tree: any(isinstance(node, Property) for node in walk(tree))
+)
+
+
+def written(tree: Node) -> str:
+    """The text of a tree."""
+    if isinstance(tree, Literal):
+        return format(tree.number, "f")
+    if isinstance(tree, Property):
+        return tree.path
+    if tree.name in ("+", "-", "*"):
+        return f"({f' {tree.name} '.join(map(written, tree.operands))})"
+    return f"{tree.name}({', '.join(map(written, tree.operands))})"
+
+
+expressions = expression_trees.map(written)

@@ -1,4 +1,4 @@
-"""Single events of the archive, found by name, as attributed events without payload."""
+"""Single events of the archive, found by name, as attributed events; with their payload only where it is asked for."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from meterline.schemas.event import microseconds
 from meterline.schemas.records import RatingKey
 from meterline.schemas.voids import VOID_TYPE, EventName, Void
 from meterline.transforms import clickhouse
-from meterline.transforms.columns import symbols
+from meterline.transforms.columns import referenced, symbols
 
 _AT_ONCE = 5_000
 
@@ -134,7 +134,7 @@ def archived_at_times_of(
 
 
 _TWINS = (
-    _EVENTS
+    _EVENTS.replace("counted_values", "counted_values, payload")
     + """
 WHERE time >= fromUnixTimestamp64Micro({first:Int64}, 'UTC') AND time <= fromUnixTimestamp64Micro({last:Int64}, 'UTC')
   AND hex(substring(identity, 1, 12)) IN {names:Array(String)}
@@ -146,7 +146,7 @@ SELECT rating_key_id, rating_key FROM rating_keys FINAL WHERE rating_key_id IN {
 
 
 def archived_twins(url: str, events: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
-    """Archived events with the ids of some events, at the times that these span."""
+    """Archived events with the ids of some events, at the times that these span; with their payload."""
     times = np.asarray(events["time"].cast(pa.int64()))
     names = [identity[:12].hex().upper() for identity in events["identity"].to_pylist()]
     for start in range(0, len(names), _AT_ONCE):
@@ -186,6 +186,8 @@ def _attributed(batch: pa.RecordBatch, keys: pa.Array) -> pa.RecordBatch:
         "position": pa.array(np.zeros(batch.num_rows, np.int64)),
         "rating_keys": pa.ListArray.from_arrays(offsets, keys),
     }
+    if "payload" in batch.schema.names:
+        nothing["payload"] = referenced(batch["payload"].cast(pa.binary()))
     arrays = []
     for item in ATTRIBUTED:
         column = nothing.get(item.name)

@@ -14,12 +14,22 @@ from apache_beam.metrics import Metrics
 from apache_beam.typehints.decorators import no_annotations
 
 from meterline.schemas.arrow import ATTRIBUTED, QUANTITY
-from meterline.schemas.catalog import Aggregation, Meter
 from meterline.schemas.event import Reason, microseconds
+from meterline.schemas.meters import Aggregation, Meter
 from meterline.schemas.records import RatingKey, Reject
 from meterline.transforms.catalogs import Catalogs
-from meterline.transforms.columns import code_column, decimal_limbs, distinct, hash_each, hash_ids, mix, symbols
+from meterline.transforms.columns import (
+    code_column,
+    decimal_limbs,
+    distinct,
+    hash_each,
+    hash_ids,
+    mix,
+    symbols,
+    taken,
+)
 from meterline.transforms.rules.attribution import Directory, Segment, directory
+from meterline.transforms.shape import value_column
 
 _KEPT_KEYS = 100_000
 
@@ -94,9 +104,7 @@ class Attributor:
         types, type_of_row = code_column(events["type"])
         seconds = np.asarray(events["time"].cast(pa.int64())) // 1_000_000
 
-        # A filtered batch keeps the types of rejected rows in its dictionary.
-        meters = [self.directory.meters_by_type.get(name, ()) for name in types]
-        counts = np.asarray([len(fed) for fed in meters], np.int64)[type_of_row] if meters else np.zeros(0, np.int64)
+        fed, counts, took = self._fed(events, types, type_of_row)
         offsets = np.concatenate([[0], np.cumsum(counts)])
         total = int(offsets[-1])
         key_codes = np.zeros(total, np.int32)
@@ -106,17 +114,15 @@ class Attributor:
         quantities = np.zeros((total, 2), np.int64)
         quantities[:, 0] = 10**12
 
-        for code, fed in enumerate(meters):
-            here = np.flatnonzero(type_of_row == code)
-            for number, meter in enumerate(fed):
-                slots = offsets[here] + number
-                key_codes[slots] = self._keys(events, here, meter, accounts, account_of_row, seconds, keys)
-                if meter.aggregation is Aggregation.DISTINCT:
-                    texts, codes = code_column(events[f"v:{meter.value}"])
-                    table = np.asarray([values.setdefault(text, len(values)) for text in texts], np.int32)
-                    value_codes[slots] = table[codes[here]]
-                elif meter.aggregation is not Aggregation.COUNT:
-                    quantities[slots] = decimal_limbs(events[f"q:{meter.value}"])[here]
+        for meter, rows, place in fed:
+            slots = offsets[rows] + place
+            key_codes[slots] = self._keys(events, rows, meter, accounts, account_of_row, seconds, keys)
+            if meter.aggregation is Aggregation.DISTINCT:
+                texts, codes = code_column(events[value_column(meter)])
+                table = np.asarray([values.setdefault(text, len(values)) for text in texts], np.int32)
+                value_codes[slots] = table[codes[rows]]
+            elif meter.aggregation is not Aggregation.COUNT:
+                quantities[slots] = decimal_limbs(events[value_column(meter)])[rows]
 
         lists = pa.array(offsets, pa.int32())
         billing = [self.directory.billing_account_of(account) for account in accounts]
@@ -129,10 +135,38 @@ class Attributor:
             ),
             "counted_values": pa.ListArray.from_arrays(lists, symbols(value_codes, list(values))),
         }
-        content = self._content_hash(events, offsets, key_codes, list(keys), value_codes, list(values), quantities)
+        content = self._content_hash(
+            events, offsets, key_codes, list(keys), value_codes, list(values), quantities, took
+        )
         columns["identity"] = identities(events, content)
         arrays = [columns[name] if name in columns else events[name] for name in ATTRIBUTED.names]
         return pa.RecordBatch.from_arrays(arrays, schema=ATTRIBUTED), unknown
+
+    def _fed(
+        self, events: pa.RecordBatch, types: list[str], type_of_row: np.ndarray
+    ) -> tuple[list[tuple[Meter, np.ndarray, np.ndarray | int]], np.ndarray, np.ndarray | None]:
+        """The meters that events feed, each with the rows and which of the row's meters it is; how many each row feeds;
+        and, where there are filters, a number for each row that says what they took of it."""
+        fed: list[tuple[Meter, np.ndarray, np.ndarray | int]] = []
+        counts, took = np.zeros(len(type_of_row), np.int64), None
+        # A filtered batch keeps the types of rejected rows in its dictionary.
+        for code, name in enumerate(types):
+            meters = self.directory.meters_by_type.get(name, ())
+            rows = np.flatnonzero(type_of_row == code)
+            if not any(meter.filter.conditions for meter in meters):
+                fed += ((meter, rows, place) for place, meter in enumerate(meters))
+                counts[rows] = len(meters)
+                continue
+            took = np.zeros(len(type_of_row), np.uint64) if took is None else took
+            for meter in meters:
+                some = rows
+                if meter.filter.conditions:
+                    is_taken = taken(meter.filter, events)[rows]
+                    took[rows] = mix(took[rows], is_taken.astype(np.uint64))
+                    some = rows[is_taken]
+                fed.append((meter, some, counts[some]))
+                counts[some] += 1
+        return fed, counts, took
 
     def _accounts(self, events: pa.RecordBatch) -> tuple[list[str], np.ndarray]:
         """The accounts of the batch, and which of them each row is; −1 where no account has the subject."""
@@ -229,6 +263,7 @@ class Attributor:
         value_codes: np.ndarray,
         values: list[str],
         quantities: np.ndarray,
+        took: np.ndarray | None,
     ) -> np.ndarray:
         """32 bits of each event's content (docs/rules.md, "Identity"): equal for equal content, in any batch.
 
@@ -248,6 +283,9 @@ class Attributor:
             slots = offsets[:-1] + number
             fed = slots < offsets[1:]
             content[fed] = mix(content[fed], per_meter[slots[fed]])
+        if took is not None:
+            filtered = took != 0
+            content[filtered] = mix(content[filtered], took[filtered])
         return (content >> np.uint64(32)).astype(np.uint32)
 
 

@@ -14,7 +14,8 @@ from typing import Any
 import pyarrow as pa
 
 from meterline.schemas.arrow import MICROSECONDS
-from meterline.schemas.catalog import Catalog, Meter
+from meterline.schemas.catalog import Catalog
+from meterline.schemas.meters import Meter
 from meterline.transforms import clickhouse
 
 # From its publication until a catalog is in force.
@@ -100,16 +101,15 @@ def check(url: str, catalog: Catalog) -> None:
             f"{', '.join(edited)} is not as in the catalog that was published last. A version never changes once it is "
             "used: give it back its prices, and put the new ones into a version of their own"
         )
-    meters = {meter.id: (meter.aggregation, meter.value, meter.unit) for meter in before.meters}
+    meters = {meter.id: meter.counting for meter in before.meters}
     changed = [
-        f"meter {meter.id!r}"
-        for meter in catalog.meters
-        if meters.get(meter.id, (mine := (meter.aggregation, meter.value, meter.unit))) != mine
+        f"meter {meter.id!r}" for meter in catalog.meters if meters.get(meter.id, meter.counting) != meter.counting
     ]
     if changed:
         raise ChangedCatalogError(
-            f"{', '.join(changed)} has another aggregation, value or unit than in the catalog that was published last: "
-            "usage of one billing period would be added up in two ways. Give it back what it had, and add a meter"
+            f"{', '.join(changed)} has another aggregation, value, filter or unit than in the catalog that was "
+            "published last: usage of one billing period would be added up in two ways. Give it back what it had, and "
+            "add a meter"
         )
 
 

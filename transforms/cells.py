@@ -8,7 +8,7 @@ from functools import cached_property
 import numpy as np
 import pyarrow as pa
 
-from meterline.schemas.catalog import Aggregation
+from meterline.schemas.meters import Aggregation
 from meterline.transforms.meter import UsageByCell
 from meterline.transforms.rules.aggregation import Cell, Usage
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
 import xxhash
 
 from meterline.schemas.arrow import SYMBOL
+from meterline.schemas.filters import Filter
 from meterline.transforms.blocks import compiled
 
 
@@ -76,6 +77,19 @@ def decimal_limbs(column: pa.Array) -> np.ndarray:
     if column.null_count:
         limbs = np.where(np.asarray(column.is_null())[:, None], 0, limbs)
     return limbs
+
+
+def taken(filter: Filter, columns: Mapping[str, pa.Array] | pa.RecordBatch) -> np.ndarray:
+    """Which rows a filter with conditions takes, by the columns `w:PATH`: null where a property has no string form."""
+    found: np.ndarray | None = None
+    for path, values, is_one in filter.conditions:
+        column = columns[f"w:{path}"]
+        member = np.asarray([text in values for text in column.dictionary.to_pylist()] or [False], bool)
+        holds = member[np.asarray(column.indices.fill_null(0))] & np.asarray(column.indices.is_valid())
+        holds = holds if is_one else ~holds
+        found = holds if found is None else found & holds
+    assert found is not None, "a filter without conditions takes all"
+    return found
 
 
 def hash_each(values: Iterable[str]) -> np.ndarray:

@@ -21,7 +21,7 @@ from apache_beam.transforms.window import FixedWindows, GlobalWindows, Timestamp
 from apache_beam.typehints.decorators import no_annotations
 from apache_beam.utils.timestamp import Duration, Timestamp
 
-from meterline.schemas.event import Reason, microseconds
+from meterline.schemas.event import EventError, Reason, microseconds, parse_json
 from meterline.schemas.records import RatingKey, Reject
 from meterline.transforms.archive import EARLIER, Archive, archived_twins
 from meterline.transforms.columns import DAY_SECONDS, utc_days
@@ -239,10 +239,11 @@ class _DeduplicateFn(beam.DoFn):
             yield beam.pvalue.TaggedOutput("rejects", _conflict(events, row, first_content[row], content[row]))
 
     def _same_but_for_meters(self, events: pa.RecordBatch) -> set[bytes]:
-        """Identities of events that equal the archived one of their id in all that both were metered for.
+        """Identities of events that equal the archived one of their id in all but what the catalog adds.
 
         The hash of the content covers the meters of the catalog, so it changes when a meter is added; a copy of an
-        older event is a duplicate all the same.
+        older event is a duplicate all the same. That the two feed other meters may also be the work of a filter, so
+        what they say must be the same.
         """
         assert self._archive is not None
         archived = {
@@ -259,9 +260,17 @@ class _DeduplicateFn(beam.DoFn):
                 continue
             mine, first = _metered(events, row), _metered(batch, place)
             both = mine.keys() & first.keys()
-            if mine.keys() != first.keys() and all(mine[meter] == first[meter] for meter in both):
+            payloads = events["payload"][row].as_py(), batch["payload"][place].as_py()
+            if all(mine[meter] == first[meter] for meter in both) and _say_the_same(*payloads):
                 same.add(identity)
         return same
+
+
+def _say_the_same(one: bytes, other: bytes) -> bool:
+    try:
+        return one == other or parse_json(one)["data"] == parse_json(other)["data"]
+    except EventError:  # Bytes that were erased say nothing.
+        return False
 
 
 def _metered(events: pa.RecordBatch, row: int) -> dict[str, tuple[Any, ...]]:

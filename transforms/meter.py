@@ -15,7 +15,7 @@ from apache_beam.transforms.window import GlobalWindow
 from apache_beam.typehints.decorators import no_annotations
 from apache_beam.utils.windowed_value import WindowedValue
 
-from meterline.schemas.catalog import Aggregation
+from meterline.schemas.meters import Aggregation
 from meterline.schemas.records import RatingKey
 from meterline.transforms.blocks import compiled
 from meterline.transforms.catalogs import Catalogs, meters_of

@@ -16,8 +16,8 @@ from apache_beam.transforms.window import GlobalWindows
 from apache_beam.typehints.decorators import no_annotations
 from apache_beam.utils.timestamp import Duration, Timestamp
 
-from meterline.schemas.catalog import Aggregation
 from meterline.schemas.event import Reason
+from meterline.schemas.meters import Aggregation
 from meterline.schemas.records import LineItem, RatingKey, Reject
 from meterline.transforms.catalogs import Catalogs, meters_of
 from meterline.transforms.meter import Pane, UsageByCell

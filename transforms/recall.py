@@ -29,8 +29,8 @@ from apache_beam.transforms.userstate import BagStateSpec, TimerSpec, on_timer
 from apache_beam.typehints.decorators import no_annotations
 from apache_beam.utils.timestamp import Duration, Timestamp
 
-from meterline.schemas.catalog import Aggregation
 from meterline.schemas.event import microseconds
+from meterline.schemas.meters import Aggregation
 from meterline.schemas.records import RatingKey, rating_key_id
 from meterline.schemas.voids import EventName
 from meterline.transforms.archive import EARLIER, Archive, Span, archived_at_times_of, span_of

@@ -26,7 +26,8 @@ from meterline.transforms.rules.aggregation import Usage, merge
 from meterline.transforms.rules.attribution import Directory
 from meterline.transforms.rules.invoicing import period_label
 from meterline.transforms.rules.periods import Period, period_with_label
-from meterline.transforms.scan import EventShape, Scanner
+from meterline.transforms.scan import Scanner
+from meterline.transforms.shape import EventShape
 
 # Events that are read at once: what is held in memory.
 _AT_ONCE = 200_000

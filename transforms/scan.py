@@ -21,8 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import ValidationError
 
-from meterline.schemas.arrow import EVENTS, MICROSECONDS, QUANTITY, SYMBOL
-from meterline.schemas.catalog import Aggregation, Catalog
+from meterline.schemas.arrow import MICROSECONDS, QUANTITY, SYMBOL
 from meterline.schemas.event import (
     DEFAULT_TENANT,
     FORBIDDEN_CHARACTERS,
@@ -32,17 +31,22 @@ from meterline.schemas.event import (
     Event,
     EventError,
     Reason,
+    computed_quantity,
     dimension_text,
     distinct_text,
     exact_quantity,
+    filter_text,
     lookup,
     parse_event,
     parse_json,
     parse_time,
 )
-from meterline.schemas.voids import VOID_TYPE
+from meterline.schemas.expressions import parse_expression
+from meterline.schemas.filters import EVERYTHING
 from meterline.transforms.blocks import Records, binary_column, compiled
-from meterline.transforms.columns import pieces, symbols
+from meterline.transforms.columns import decimal_limbs, pieces, symbols, taken
+from meterline.transforms.expressions import computed
+from meterline.transforms.shape import EventShape
 
 FUTURE_TOLERANCE = timedelta(hours=1)
 _US = timedelta(microseconds=1)
@@ -64,56 +68,12 @@ class Scanned(NamedTuple):
     rejected: list[Rejected]
 
 
-@dataclass(frozen=True)
-class EventShape:
-    """What the meters of a catalog read from events.
-
-    `quantities`, `distincts` and `dimensions` give, by event type, the property paths that are read.
-    """
-
-    quantities: dict[str, frozenset[str]]
-    distincts: dict[str, frozenset[str]]
-    dimensions: dict[str, frozenset[str]]
-
-    @classmethod
-    def of(cls, catalog: Catalog) -> EventShape:
-        types = {meter.event_type for meter in catalog.meters} | {VOID_TYPE}
-        quantities: dict[str, set[str]] = {name: set() for name in types}
-        distincts: dict[str, set[str]] = {name: set() for name in types}
-        dimensions: dict[str, set[str]] = {name: set() for name in types}
-        for meter in catalog.meters:
-            dimensions[meter.event_type].update(meter.dimensions)
-            if meter.value is not None:
-                kind = distincts if meter.aggregation is Aggregation.DISTINCT else quantities
-                kind[meter.event_type].add(meter.value)
-        return cls(*({k: frozenset(v) for k, v in kind.items()} for kind in (quantities, distincts, dimensions)))
-
-    @cached_property
-    def columns(self) -> dict[str, pa.DataType]:
-        """Name and type of the property columns: `q:` a quantity, `v:` a distinct value, `d:` a dimension."""
-        kinds = (
-            ("q", self.quantities, QUANTITY),
-            ("v", self.distincts, SYMBOL),
-            ("d", self.dimensions, SYMBOL),
-        )
-        return {
-            f"{prefix}:{path}": kind
-            for prefix, by_type, kind in kinds
-            for path in sorted(set().union(*by_type.values()))
-        }
-
-    @cached_property
-    def schema(self) -> pa.Schema:
-        return pa.schema([*EVENTS, *(pa.field(name, kind) for name, kind in self.columns.items())])
-
-    def reads(self, column: str) -> frozenset[str]:
-        """The event types whose meters read a property column."""
-        prefix, _, path = column.partition(":")
-        by_type = {"q": self.quantities, "v": self.distincts, "d": self.dimensions}[prefix]
-        return frozenset(name for name, paths in by_type.items() if path in paths)
-
-
-_PARSERS: dict[str, Callable[[Any], Any]] = {"q": exact_quantity, "v": distinct_text, "d": dimension_text}
+_PARSERS: dict[str, Callable[[Any], Any]] = {
+    "w": filter_text,
+    "q": exact_quantity,
+    "v": distinct_text,
+    "d": dimension_text,
+}
 
 
 @dataclass
@@ -203,7 +163,7 @@ class Scanner:
     def _plan(self) -> Any:
         loops = compiled()
         try:
-            fits = len(self.shape.columns) <= 64
+            fits = len(self.shape.read_columns) <= 64
             return loops.Plan(self._tree) if loops and self.compiled and fits else None
         except ValueError:
             return None
@@ -212,8 +172,8 @@ class Scanner:
         loops = compiled()
         assert loops
         slots = {path: slot for slot, path in enumerate(self._plan.paths)}
-        quantities = [name for name in self.shape.columns if name.startswith("q:")]
-        tokens = [name for name in self.shape.columns if not name.startswith("q:")]
+        quantities = [name for name in self.shape.read_columns if name.startswith("q:")]
+        tokens = [name for name in self.shape.read_columns if not name.startswith("q:")]
         wanted = [[slots[name[2:]] for name in names] for names in (quantities, tokens)]
         some = block if len(left) == len(block) else block.take(left)
         fine, times, ids, attributes, numbers, texts = loops.scan(
@@ -231,23 +191,43 @@ class Scanner:
                 name, different = "tenant_id", [text or DEFAULT_TENANT for text in different]
             if name in self._judged_schema.names:
                 columns[name] = symbols(codes, different)
-        for name, (limbs, plain) in zip(quantities, numbers):
-            reading = self._reading(name, columns["type"])
-            fine &= plain | ~reading
-            columns[name] = pa.Array.from_buffers(QUANTITY, len(limbs), [_validity(reading), pa.py_buffer(limbs)])
+        # Filters come first: they say which rows read the others.
         for name, (codes, values) in zip(tokens, texts):
-            reading = self._reading(name, columns["type"])
+            reading = self._reading(name, columns)
             said, verdict = _read_each(name[:1], values)
             fine &= verdict[codes] | ~reading
             column = symbols(codes, ["" if text is None else text for text in said])
-            columns[name] = pa.DictionaryArray.from_arrays(pc.if_else(reading, column.indices, None), column.dictionary)
+            present = reading & np.asarray([text is not None for text in said], bool)[codes]
+            columns[name] = pa.DictionaryArray.from_arrays(pc.if_else(present, column.indices, None), column.dictionary)
+        for name, (limbs, plain) in zip(quantities, numbers):
+            reading = self._reading(name, columns)
+            fine &= plain | ~reading
+            columns[name] = _quantities(limbs, reading)
+        self._compute(columns, fine)
         return columns, left, fine
 
-    def _reading(self, name: str, types: pa.DictionaryArray) -> np.ndarray:
-        """Which events' types have a meter that reads a property column."""
-        reads = self.shape.reads(name)
-        of_type = np.asarray([value in reads for value in types.dictionary.to_pylist()] or [False], bool)
-        return of_type[np.asarray(types.indices)]
+    def _reading(self, name: str, columns: dict[str, pa.Array]) -> np.ndarray:
+        """Which events feed a meter that reads a property column, by their type and the filter columns."""
+        types = columns["type"]
+        by_type = self.shape.readers(name)
+        filters = [by_type.get(value, frozenset()) for value in types.dictionary.to_pylist()] or [frozenset()]
+        codes = np.asarray(types.indices)
+        reading = np.asarray([EVERYTHING in some for some in filters], bool)[codes]
+        for code, some in enumerate(filters):
+            if some and EVERYTHING not in some:
+                reading |= (codes == code) & np.logical_or.reduce([taken(one, columns) for one in some])
+        return reading
+
+    def _compute(self, columns: dict[str, pa.Array], fine: np.ndarray) -> None:
+        """Add the columns of expressions; rows whose value is no quantity are cleared in `fine`."""
+        for name in self.shape.computed_columns:
+            expression = parse_expression(name[2:])
+            reading = self._reading(name, columns)
+            limbs, right = computed(
+                expression, {path: decimal_limbs(columns[f"q:{path}"]) for path in expression.paths}
+            )
+            fine &= right | ~reading
+            columns[name] = _quantities(limbs, reading)
 
     # --- vectorised path ------------------------------------------------------------------------
 
@@ -255,7 +235,7 @@ class Scanner:
     def _tree(self) -> dict[str, Any]:
         """The properties read, nested as in `data`; empty where one path lies inside another's value."""
         tree: dict[str, Any] = {}
-        paths = {column.partition(":")[2] for column in self.shape.columns}
+        paths = {column.partition(":")[2] for column in self.shape.read_columns}
         if any(path.startswith(f"{other}.") for path in paths for other in paths):
             return {}
         for path in paths:
@@ -339,8 +319,9 @@ class Scanner:
         times, valid = _times([event.time for event in structs])
         fine &= valid
         columns["time"] = pa.array(times).cast(MICROSECONDS)
-        for name, kind in self.shape.columns.items():
-            columns[name] = self._property(name, kind, structs, columns["type"], fine)
+        for name, kind in self.shape.read_columns.items():
+            columns[name] = self._property(name, kind, structs, columns, fine)
+        self._compute(columns, fine)
         return columns, places, fine
 
     @staticmethod
@@ -354,21 +335,21 @@ class Scanner:
         return column
 
     def _property(
-        self, name: str, kind: pa.DataType, structs: list[Any], types: pa.DictionaryArray, fine: np.ndarray
+        self, name: str, kind: pa.DataType, structs: list[Any], columns: dict[str, pa.Array], fine: np.ndarray
     ) -> pa.Array:
         """A property column; each different token is read once, by the slow path's function."""
         prefix, _, path = name.partition(":")
         tokens = _tokens(self._tree, path, structs).dictionary_encode()
         values, verdict = _read_tokens(prefix, tokens.dictionary, kind)
         codes = np.asarray(tokens.indices)
-        is_read = self._reading(name, types)
+        is_read = self._reading(name, columns)
         fine &= verdict[codes] | ~is_read if len(verdict) else True
         mask = pa.array(codes, pa.int32(), mask=~is_read)
         column = values.take(mask)
         return column.dictionary_encode() if kind == SYMBOL else column
 
     def _known_type(self, types: pa.DictionaryArray) -> np.ndarray:
-        known = [value in self.shape.dimensions for value in types.dictionary.to_pylist()]
+        known = [value in self.shape.readings for value in types.dictionary.to_pylist()]
         return np.asarray(known, bool)[np.asarray(types.indices)] if known else np.zeros(len(types), bool)
 
     def _out_of_time(self, times: np.ndarray, received: np.ndarray) -> np.ndarray:
@@ -408,19 +389,9 @@ class Scanner:
         time = parse_time(event.time)
         if self._out_of_time(np.asarray([time]), np.asarray([received]))[0]:
             raise self._time_error(time, received)
-        if event.type not in self.shape.dimensions:
+        if event.type not in self.shape.readings:
             raise self._type_error(event.type)
-        row: dict[str, Any] = dict.fromkeys(self.shape.columns)
-        for prefix, by_type in (
-            ("q", self.shape.quantities),
-            ("v", self.shape.distincts),
-            ("d", self.shape.dimensions),
-        ):
-            for path in sorted(by_type[event.type]):
-                try:
-                    row[f"{prefix}:{path}"] = _PARSERS[prefix](lookup(event.data, tuple(path.split("."))))
-                except EventError as error:
-                    raise EventError(error.reason, f"data.{path}: {error}") from None
+        row = self._properties(event)
         self._learn(event)
         return row | {
             "tenant_id": event.tenantid,
@@ -431,6 +402,28 @@ class Scanner:
             "time": time,
             "received_time": received,
         }
+
+    def _properties(self, event: Event) -> dict[str, Any]:
+        """The property columns of an event; those that no meter reads which it feeds are None."""
+        row: dict[str, Any] = dict.fromkeys(self.shape.columns)
+        filtered: dict[str, str | None] = {}
+        for column in self.shape.columns:
+            prefix, _, path = column.partition(":")
+            filters = self.shape.readers(column).get(event.type, frozenset())
+            if not any(one.takes(filtered) for one in filters):
+                continue
+            try:
+                if prefix == "x":
+                    expression = parse_expression(path)
+                    row[column] = computed_quantity(expression, {one: row[f"q:{one}"] for one in expression.paths})
+                else:
+                    row[column] = _PARSERS[prefix](lookup(event.data, tuple(path.split("."))))
+            except EventError as error:
+                where = path if prefix == "x" else f"data.{path}"
+                raise EventError(error.reason, f"{where}: {error}") from None
+            if prefix == "w":
+                filtered[path] = row[column]
+        return row
 
     def _learn(self, event: Event) -> None:
         """Let the fast path read string extensions it has seen, so that they do not make every record slow."""
@@ -448,6 +441,11 @@ class Scanner:
     @staticmethod
     def _type_error(name: str) -> EventError:
         return EventError(Reason.UNKNOWN_TYPE, f"no meter counts events of type {name!r}")
+
+
+def _quantities(limbs: np.ndarray, valid: np.ndarray) -> pa.Array:
+    """A column of quantities of their limbs, null where not valid."""
+    return pa.Array.from_buffers(QUANTITY, len(limbs), [_validity(valid), pa.py_buffer(limbs)])
 
 
 _ONE = Literal["1.0"]

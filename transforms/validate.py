@@ -18,7 +18,8 @@ from meterline.schemas.records import Reject
 from meterline.transforms import coders  # noqa: F401 — registers how batches are encoded
 from meterline.transforms.blocks import Block
 from meterline.transforms.catalogs import Catalogs
-from meterline.transforms.scan import EventShape, Scanner
+from meterline.transforms.scan import Scanner
+from meterline.transforms.shape import EventShape
 
 
 class Validated(NamedTuple):

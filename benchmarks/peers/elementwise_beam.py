@@ -21,8 +21,9 @@ from apache_beam.transforms.userstate import ReadModifyWriteStateSpec
 
 from meterline.runners.direct import run
 from meterline.schemas.arrow import MICROSECONDS, QUANTITY
-from meterline.schemas.catalog import Aggregation, Catalog
+from meterline.schemas.catalog import Catalog
 from meterline.schemas.event import Reason
+from meterline.schemas.meters import Aggregation
 from meterline.schemas.records import RatingKey, Reject, rating_key_id
 from meterline.transforms import clickhouse
 from meterline.transforms.rules.aggregation import Cell, Usage

@@ -262,6 +262,19 @@ def test_a_fee_for_each_event_is_due_beside_the_tiers() -> None:
     assert charge_interval(capped, Decimal(40), Decimal(40), opening=False, events=(1, 3))[0] == Decimal("0.54")
 
 
+def test_the_first_events_may_bear_no_fee() -> None:
+    price = CARD.model_copy(update={"fee_per_event": Decimal("0.30"), "free_events": 2})
+    assert [charge(price, Decimal(100), events) for events in (0, 1, 2, 3, 5)] == [
+        Decimal(amount) for amount in ("2.9", "2.9", "2.9", "3.2", "3.8")
+    ]
+    steps = [(0, 1), (1, 3), (3, 4)]
+    amounts = [
+        charge_interval(price, Decimal(0), Decimal(0), opening=not start, events=(start, end))[0]
+        for start, end in steps
+    ]
+    assert amounts == [0, Decimal("0.3"), Decimal("0.3")]
+
+
 def test_a_step_from_the_same_quantity_with_other_events_is_priced_by_its_own() -> None:
     price = PerUnit(model="per_unit", unit_price=Decimal(0), fee_per_event=Decimal(1), maximum=Decimal(4))
     start, here, end = Decimal(1), Decimal(2), Decimal(3)
@@ -287,7 +300,7 @@ def rounded(value: Fraction) -> Fraction:
 
 def expected_charge(price: UsagePrice, quantity: Decimal, events: int = 0) -> Fraction:
     amount = expected_of_model(price, Fraction(max(quantity - price.included, Decimal(0))))
-    amount += events * Fraction(price.fee_per_event)
+    amount += max(events - price.free_events, 0) * Fraction(price.fee_per_event)
     if price.minimum is not None:
         amount = max(amount, Fraction(price.minimum))
     return amount if price.maximum is None else min(amount, Fraction(price.maximum))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterable
-from decimal import Decimal, localcontext
+from decimal import ROUND_HALF_EVEN, Decimal, localcontext
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,8 @@ from meterline.schemas.catalog import (
     UsagePrice,
     Volume,
 )
+from meterline.schemas.event import computed_quantity
+from meterline.schemas.expressions import parse_expression
 from meterline.transforms.rules.money import EXACT, round_money
 from meterline.transforms.rules.prices.matrix import price_for
 from meterline.transforms.rules.pricing import charge, charge_interval, charge_parts
@@ -44,7 +46,6 @@ needs_cases = pytest.mark.skipif(not CASES, reason="no published cases; METERLIN
 
 DISCOUNTS = "discounts are an invoice step"
 CREDITS = "credits and grants are an invoice step"
-SESSIONS = "a minimum for each run of a machine needs usage by run"
 
 NOT_YET: dict[str, str] = {
     case_id: reason
@@ -56,10 +57,6 @@ NOT_YET: dict[str, str] = {
             om-grant-priority om-grant-expiry-order om-grant-recurring om-grant-recur-later-before
             om-grant-recur-later-after om-grant-recur-not-reapplied om-grant-rollover-max50
             om-grant-rollover-overage om-grant-reset-with-refill om-grant-latest-agg
-        """,
-        SESSIONS: """
-            snowflake-X-Small-1h snowflake-Large-1h snowflake-4X-Large-1h snowflake-X-Small-30s-derived
-            snowflake-Large-61s-derived snowflake-Medium-90s-derived
         """,
         "usage is billed as it comes, not held back until the period closes": "om-vol-mid-split-10 om-grad-min1000-mid",
     }.items()
@@ -250,6 +247,16 @@ def supabase_lines(case: Case) -> Amounts:
     return {"logs": logs, "subtotal": exact_sum([Decimal(params["plan"]), Decimal(params["compute_micro"]), logs])}
 
 
+def runs_of_a_machine(case: Case) -> Amounts:
+    """Each run has a value by itself: at least so many seconds, at the credits of an hour."""
+    params = case["params"]
+    expression = parse_expression(f"max(seconds, {params['minimum_seconds']}) * {params['credits_per_hour']}")
+    values = [computed_quantity(expression, {"seconds": Decimal(seconds)}) for seconds in case["usage"]]
+    credits = charge(PerUnit(model="per_unit", unit_price=Decimal(1), per=Decimal(3600)), exact_sum(values))
+    places = Decimal(1).scaleb(-int(params.get("round_places", 18)))
+    return {"credits": credits.quantize(places, ROUND_HALF_EVEN)}
+
+
 def gross_of_credits(case: Case) -> Amounts:
     return {"gross": charge(graduated(case["params"]), Decimal(case["usage"][0]))}
 
@@ -275,6 +282,7 @@ RUNS: dict[str, Callable[[Case], Amounts]] = {
     "graduated.byte_hours": graduated_byte_hours,
     "composite": free_units_lines,
     "credits_applied": gross_of_credits,
+    "per_second_minimum": runs_of_a_machine,
 }
 OWN_RUNS = {
     "aws-s3-express-ex1": s3_express_lines,

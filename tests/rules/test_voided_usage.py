@@ -12,7 +12,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meterline.schemas.catalog import Aggregation, Graduated, Package, Tier, UsagePrice, Volume
+from meterline.schemas.catalog import (
+    Graduated,
+    Package,
+    Tier,
+    UsagePrice,
+    Volume,
+)
+from meterline.schemas.meters import Aggregation
 from meterline.schemas.records import LineItem, RatingKey
 from meterline.transforms.rules.aggregation import Cell, Usage, merge, quantity, scaled, voided
 from meterline.transforms.rules.attribution import Priced

@@ -343,10 +343,10 @@ _TIER = names("tier above up_to quantity unit_price per packages flat_fee amount
 _COUNTED = names("time source id subject quantity counted_value payload voided")
 _ITEM = {"kind", *_KEY} | names(
     "line_item_id window_start window_end quantity_from quantity_to unit amount currency price tiers event_count "
-    "voided_count revision events standing billed_by"
+    "voided_count revision events standing billed_by meter"
 )
 _LINE = {"kind", *_KEY, *_BILLING} - {"made_at"} | names(
-    "line_number description unit price fee rounding standing came_after tiers line_items earlier later"
+    "line_number description meter unit price fee rounding standing came_after tiers line_items earlier later"
 )
 
 
@@ -377,7 +377,7 @@ def test_the_json_is_what_other_programs_rely_on(billed: str, catalog: Catalog) 
     )
     assert set(event["usage"][0]) == names(
         "meter_id subscription_id charge_id rate_card_version rating_key_id dimensions period_start period_end "
-        "quantity unit counted_value line_item_id line_item standing billed_by"
+        "meter quantity unit counted_value line_item_id line_item standing billed_by"
     )
     assert event["time"] == "2026-01-20T00:00:00Z"
     assert event["usage"][-1]["quantity"] == "400.125"

@@ -61,6 +61,11 @@ ONE = Decimal(1)
             id="percentage",
         ),
         pytest.param(
+            Dynamic(model="dynamic", fee_per_event=Decimal("0.30"), free_events=1000),
+            "dynamic: the amount × 1; 0.30 more for each event after the first 1,000",
+            id="free events",
+        ),
+        pytest.param(
             GraduatedPercentage(
                 model="graduated_percentage",
                 tiers=(

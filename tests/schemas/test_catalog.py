@@ -16,7 +16,6 @@ from meterline.schemas.catalog import (
     AnyPrice,
     Catalog,
     Charge,
-    Meter,
     PerUnit,
     Plan,
     RateCard,
@@ -27,6 +26,7 @@ from meterline.schemas.catalog import (
 )
 from meterline.schemas.catalog_checks import Finding, findings
 from meterline.schemas.catalog_fields import Instant, Price, Quantity
+from meterline.schemas.meters import Meter
 from tests import strategies
 
 PRICE = TypeAdapter(Price)

@@ -7,10 +7,12 @@ times are instants in UTC, every section of the page has its section here.
 
 from __future__ import annotations
 
+import ast
 import functools
 import hashlib
 import itertools
 import json
+import math
 import re
 import zoneinfo
 from collections.abc import Sequence
@@ -45,7 +47,7 @@ class Event:
     time: datetime
     type: str
     subject: str
-    readings: dict[str, Reading]  # by meter id
+    readings: dict[str, Reading]  # by meter id, of those whose filters take it
     account_id: str
     payload: bytes
 
@@ -194,6 +196,7 @@ def event_of(record: bytes, catalog: Catalog, received: datetime, horizon: timed
     if not meters and attributes["type"] != VOID_TYPE:
         raise Rejected("unknown_type")
     data = attributes["data"]
+    meters = [meter for meter in meters if takes(meter, data)]
     values = {meter["id"]: value_of(meter, data) for meter in meters}
     dimensions = {
         meter["id"]: tuple((path, dimension_of(path, data)) for path in meter.get("dimensions") or [])
@@ -349,10 +352,36 @@ def string_form(value: Fraction) -> str:
     return "-" + text if value < 0 else text
 
 
+def takes(meter: dict[str, Any], data: dict[str, Any]) -> bool:
+    """Whether the meter's filter takes an event."""
+    for key, wanted in (("where", True), ("where_not", False)):
+        for path, values in (meter.get(key) or {}).items():
+            text = text_of(property_of(path, data))
+            found = text is not None and text in ([values] if isinstance(values, str) else values)
+            if found != wanted:
+                return False
+    return True
+
+
+def text_of(raw: Any) -> str | None:
+    """The string form of a property, of any length; None where it has none."""
+    if isinstance(raw, str):
+        return None if has_surrogate(raw) else raw
+    try:
+        return dimension_of("a", {"a": raw})
+    except Rejected:
+        return None
+
+
 def value_of(meter: dict[str, Any], data: dict[str, Any]) -> Fraction | str | None:
     bad = Rejected("bad_quantity")
     if meter["aggregation"] == "count":
         return None
+    if given(meter, "expression") is not None:
+        value = computed(meter["expression"], data)
+        if not 0 <= value < 10**20 or (value * 10**12).denominator != 1:
+            raise bad
+        return value
     raw = property_of(meter["value"], data)
     if meter["aggregation"] == "distinct":
         if isinstance(raw, str) and raw != "" and not has_surrogate(raw):
@@ -362,6 +391,57 @@ def value_of(meter: dict[str, Any], data: dict[str, Any]) -> Fraction | str | No
             if number is not None:
                 return string_form(number)
         raise bad
+    return quantity_of(raw)
+
+
+def computed(text: str, data: dict[str, Any]) -> Fraction:
+    """The value of an expression. Its grammar is a part of Python's, but for the backticks: Python reads it, and runs
+    nothing of it."""
+    text = text.strip()
+    quoted = text.split("`")[1::2]
+    for number, path in enumerate(quoted):
+        text = text.replace(f"`{path}`", f"quoted_{number}")
+
+    def value(node: ast.AST) -> Fraction:
+        source = ast.get_source_segment(text, node) or ""
+        match node:
+            case ast.Constant():
+                return Fraction(source)
+            case ast.Name() | ast.Attribute():
+                path = quoted[int(source.removeprefix("quoted_"))] if source.startswith("quoted_") else source
+                return quantity_of(property_of(path, data))
+            case ast.BinOp(left, ast.Add(), right):
+                return value(left) + value(right)
+            case ast.BinOp(left, ast.Sub(), right):
+                return value(left) - value(right)
+            case ast.BinOp(left, ast.Mult(), right):
+                return value(left) * value(right)
+            case ast.Call(ast.Name(name), arguments):
+                return function_of(name, [value(one) for one in arguments])
+        raise AssertionError(f"{source} is no part of an expression")
+
+    return value(ast.parse(text, mode="eval").body)
+
+
+def function_of(name: str, values: list[Fraction]) -> Fraction:
+    if name == "min":
+        return sorted(values)[0]
+    if name == "max":
+        return sorted(values)[-1]
+    number, step = values
+    below = math.floor(number / step) * step
+    above = below if below == number else below + step
+    if name == "ceil_to":
+        return above
+    if name == "floor_to" or number - below < above - number:
+        return below
+    if number - below > above - number:
+        return above
+    return below if (below / step) % 2 == 0 else above
+
+
+def quantity_of(raw: Any) -> Fraction:
+    bad = Rejected("bad_quantity")
     if isinstance(raw, Number):
         text = raw.text
     elif isinstance(raw, str) and len(raw) <= 4000 and JSON_NUMBER.fullmatch(raw):
@@ -726,7 +806,8 @@ def aggregate(aggregation: str, meter_id: str, events: list[Event]) -> Fraction:
 def charge_for(quantity: Fraction, events: int, price: dict[str, Any]) -> Fraction:
     """C(q, e), in currency units."""
     amount = model_charge(max(quantity - Fraction(given(price, "included") or "0"), Fraction(0)), price)
-    amount += events * Fraction(given(price, "fee_per_event") or "0")
+    bearing = max(events - int(given(price, "free_events") or "0"), 0)
+    amount += bearing * Fraction(given(price, "fee_per_event") or "0")
     if given(price, "minimum") is not None:
         amount = max(amount, Fraction(price["minimum"]))
     if given(price, "maximum") is not None:

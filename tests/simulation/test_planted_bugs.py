@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from meterline.schemas.catalog import Aggregation
+from meterline.schemas.meters import Aggregation
 from meterline.schemas.records import LineItem, Reject
 from meterline.transforms import attribute, deduplicate, meter, rate, recall
 from meterline.transforms.columns import symbols

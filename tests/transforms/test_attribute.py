@@ -13,11 +13,13 @@ import pyarrow as pa
 import pytest
 
 from meterline.schemas.arrow import ATTRIBUTED
-from meterline.schemas.catalog import Aggregation, Catalog, TimeOfDay
+from meterline.schemas.catalog import Catalog, TimeOfDay
+from meterline.schemas.meters import Aggregation
 from meterline.schemas.records import RatingKey
 from meterline.transforms.attribute import Attributor
 from meterline.transforms.rules.attribution import Directory
-from meterline.transforms.scan import EventShape, Scanner
+from meterline.transforms.scan import Scanner
+from meterline.transforms.shape import EventShape
 from tests.simulation.delivery import load, microseconds
 from tests.simulation.generator import World, generate
 from tests.simulation.price_models import with_every_model

@@ -91,7 +91,7 @@ def test_a_meter_adds_up_as_it_did(database: str, prices: Catalog, changed: dict
     meters = tuple(one.model_copy(update=changed) if one is meter else one for one in prices.meters)
     parts = {name: getattr(prices, name) for name in Catalog.model_fields}
     with pytest.raises(
-        catalogs.ChangedCatalogError, match=f"meter '{meter.id}' has another aggregation, value or unit"
+        catalogs.ChangedCatalogError, match=f"meter '{meter.id}' has another aggregation, value, filter or unit"
     ):
         catalogs.check(database, Catalog(**parts | {"meters": meters}))
     catalogs.check(database, with_another_meter(prices))

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meterline.schemas.catalog import Aggregation
+from meterline.schemas.meters import Aggregation
 from meterline.transforms import meter
 from meterline.transforms.meter import Pane, Totals
 from meterline.transforms.rules.aggregation import Cell, Usage, merge, quantity, voided

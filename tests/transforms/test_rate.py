@@ -17,8 +17,9 @@ from apache_beam.testing.util import assert_that
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meterline.schemas.catalog import Aggregation, Catalog
+from meterline.schemas.catalog import Catalog
 from meterline.schemas.event import Reason
+from meterline.schemas.meters import Aggregation
 from meterline.schemas.records import LineItem, RatingKey, Reject
 from meterline.transforms import rate
 from meterline.transforms.meter import Pane

@@ -12,7 +12,8 @@ from apache_beam.utils.timestamp import Duration, Timestamp
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meterline.schemas.catalog import Aggregation, Catalog
+from meterline.schemas.catalog import Catalog
+from meterline.schemas.meters import Aggregation
 from meterline.schemas.records import RatingKey
 from meterline.transforms import clickhouse
 from meterline.transforms.archive import Archive, Span, span_of

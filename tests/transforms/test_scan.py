@@ -15,8 +15,10 @@ from hypothesis import strategies as st
 
 from meterline.schemas.catalog_files import load_catalog
 from meterline.schemas.event import Reason
+from meterline.schemas.filters import EVERYTHING, Condition, Filter
 from meterline.transforms.blocks import compiled
-from meterline.transforms.scan import EventShape, Scanned, Scanner
+from meterline.transforms.scan import Scanned, Scanner
+from meterline.transforms.shape import EventShape
 from tests import strategies
 from tests.simulation.delivery import microseconds
 from tests.simulation.generator import generate, write_catalog
@@ -24,10 +26,18 @@ from tests.simulation.generator import generate, write_catalog
 LINES = int(os.environ.get("METERLINE_FUZZ_LINES", "20000"))
 SEED = int(os.environ.get("METERLINE_FUZZ_SEED", "1"))
 
-SHAPE = EventShape(
-    quantities={"api": frozenset({"amount", "usage.tokens"}), "llm": frozenset({"amount"}), "call": frozenset()},
-    distincts={"api": frozenset({"user"}), "llm": frozenset({"amount"}), "call": frozenset()},
-    dimensions={"api": frozenset({"region", "labels.model"}), "llm": frozenset({"region"}), "call": frozenset()},
+
+def shape_of(columns: dict[str, str]) -> EventShape:
+    """The shape of meters without filters, which read some columns of each type."""
+    return EventShape({name: dict.fromkeys(some.split(), frozenset({EVERYTHING})) for name, some in columns.items()})
+
+
+SHAPE = shape_of(
+    {
+        "api": "q:amount q:usage.tokens v:user d:region d:labels.model",
+        "llm": "q:amount v:amount d:region",
+        "call": "",
+    }
 )
 RECEIVED = microseconds(datetime(2026, 10, 2, tzinfo=UTC))
 HORIZON = timedelta(days=35)
@@ -62,6 +72,57 @@ def both(records: list[bytes], shape: EventShape = SHAPE, received: int = RECEIV
 @given(st.lists(strategies.event_records, max_size=6))
 def test_any_records(records: list[bytes]) -> None:
     both([GOOD, *records, GOOD])
+
+
+IN_EU = Filter((Condition("region", frozenset({"eu", "1"})),))
+SOME_MODEL = Filter((Condition("labels.model", frozenset({""}), is_one=False), *IN_EU.conditions))
+FILTERED = EventShape(
+    {
+        "api": {
+            "w:region": frozenset({EVERYTHING}),
+            "w:labels.model": frozenset({EVERYTHING}),
+            "q:amount": frozenset({EVERYTHING}),
+            "q:usage.tokens": frozenset({IN_EU, SOME_MODEL}),
+            "v:user": frozenset({SOME_MODEL}),
+            "x:max(amount, 1) * usage.tokens - 0.25": frozenset({IN_EU}),
+            "d:labels.model": frozenset({IN_EU}),
+        },
+        "llm": {"w:region": frozenset({EVERYTHING}), "q:amount": frozenset({IN_EU})},
+        "call": {},
+    }
+)
+
+
+@settings(max_examples=200, suppress_health_check=[HealthCheck.too_slow])
+@given(st.lists(strategies.event_records, max_size=6))
+def test_any_records_under_filters_and_expressions(records: list[bytes]) -> None:
+    both([GOOD, *records, GOOD.replace(b'"eu"', b'"us"')], FILTERED)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "reason"),
+    [
+        (b'"7"', b'"x"', Reason.BAD_QUANTITY),
+        (b'"7"', b"0", Reason.BAD_QUANTITY),
+        (b'"7"', b"99999999999999999999", Reason.BAD_QUANTITY),
+        (b'"7"', b"0.000000000001", Reason.BAD_QUANTITY),
+        (b"null", b"[]", Reason.BAD_DIMENSION),
+        (b"null", b'"m"', None),
+        (b'"7"},"user":"u","region":"eu"', b'"x"},"user":[],"region":"us"', None),
+        (b'"7"},"user":"u","region":"eu"', b'"x"},"user":[],"region":[]', None),
+        (b'"7"},"user":"u","region":"eu"', b'"8"},"user":[],"region":1', None),
+        (
+            b'"7"},"user":"u","region":"eu","labels":{"model":null',
+            b'8},"user":[],"region":1.0,"labels":{"model":"m"',
+            Reason.BAD_QUANTITY,
+        ),
+    ],
+)  # fmt: skip
+def test_only_what_meters_read_that_take_the_event_is_looked_at(old: bytes, new: bytes, reason: Reason | None) -> None:
+    assert old in GOOD
+    scanned = both([GOOD, GOOD.replace(old, new)], FILTERED)
+    assert [(place, why) for place, why, _ in scanned.rejected] == ([(1, reason)] if reason else [])
+    assert scanned.events["x:max(amount, 1) * usage.tokens - 0.25"][0].as_py() == Decimal("10.25")
 
 
 @given(st.lists(strategies.near_times, min_size=1, max_size=8))
@@ -152,7 +213,7 @@ def test_each_record_is_judged_by_when_it_was_received() -> None:
 
 
 def test_a_path_inside_anothers_value_takes_the_slow_path() -> None:
-    shape = EventShape({"api": frozenset({"usage.tokens"})}, {"api": frozenset()}, {"api": frozenset({"usage"})})
+    shape = shape_of({"api": "q:usage.tokens d:usage"})
     scanned = both([GOOD, GOOD.replace(b'{"tokens":"7"}', b'"x"')], shape)
     assert [reason for _, reason, _ in scanned.rejected] == [Reason.BAD_DIMENSION, Reason.BAD_QUANTITY]
 

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator
 from decimal import Decimal
 from typing import Any, NamedTuple
 
-from meterline.schemas.catalog import Aggregation
+from meterline.schemas.meters import Aggregation
 
 SCALE = 12
 

@@ -15,13 +15,13 @@ from meterline.schemas.catalog import (
     Charge,
     Fixed,
     Matrix,
-    Meter,
     Plan,
     RateCard,
     Subscription,
     TimeOfDay,
     UsagePrice,
 )
+from meterline.schemas.meters import Meter
 from meterline.transforms.rules.periods import billing_period
 from meterline.transforms.rules.prices.matrix import price_for
 from meterline.transforms.rules.prices.time_of_day import price_in, stretch_at

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from decimal import Decimal
 
-from meterline.schemas.catalog import Aggregation
+from meterline.schemas.meters import Aggregation
 from meterline.schemas.records import LineItem, RatingKey, TierCharge
 from meterline.transforms.rules.aggregation import FOLDED, Cell, Usage, cumulative, quantity
 from meterline.transforms.rules.attribution import Priced

@@ -16,7 +16,7 @@ def adjusted(price: Metered, quantity: Decimal, events: int, model: Callable[[An
     """The parts of `model` for the units above the included ones, and in front of them part 0, which has the rest."""
     included = min(quantity, price.included)
     parts = model(price, quantity - included, ZERO)
-    fees = events * price.fee_per_event
+    fees = max(events - price.free_events, 0) * price.fee_per_event
     amount = total(parts)
     due = round_amount(amount + fees)
     if price.minimum is not None:
