@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from decimal import Decimal
 from typing import Any
 
@@ -21,17 +21,10 @@ from meterline.schemas.catalog import Catalog
 from meterline.schemas.records import Invoice, InvoiceLine, RatingKey
 from meterline.transforms import clickhouse
 from meterline.transforms.rules.attribution import Directory, directory
-from meterline.transforms.rules.invoicing import (
-    Billed,
-    BilledKey,
-    Statement,
-    double_entry,
-    next_invoice,
-    period_label,
-    statements,
-)
+from meterline.transforms.rules.fees import Billed, BilledKey, period_label
+from meterline.transforms.rules.invoicing import Statement, double_entry, in_advance, next_invoice, statements
 from meterline.transforms.rules.money import RoundingMode
-from meterline.transforms.rules.periods import period_with_label
+from meterline.transforms.rules.periods import starts_of_label
 from meterline.transforms.write import key_columns
 
 _SECONDS = pa.timestamp("s", tz="UTC")
@@ -43,9 +36,9 @@ class Options:
     """What one run of the job needs to know.
 
     Args:
-      period: Label of the billing period, like 2026-10.
+      period: Label of the billing period, like 2026-10; it covers the subscriptions whose cycle has such labels.
       issue: Whether to issue; otherwise drafts are made, or made anew.
-      now: The run's instant; a period is issued once it has ended.
+      now: The run's instant; a period is issued once it has ended, fees in advance once it has begun.
       interim: Whether periods that have not ended are issued as well (the rest follows with a later invoice).
       rounding: How amounts are rounded to the minor unit.
       accounts: Billing accounts wanted; none for all.
@@ -76,7 +69,7 @@ def build(pipeline: beam.Pipeline, options: Options) -> None:
     )
 
 
-# Keys of a label start in its month or, by their time zone, up to a day before or after it. Sums are taken in 256 bits:
+# Periods of several cycles may start in that time: those of the label are picked out. Sums are taken in 256 bits:
 # ClickHouse wraps sums of Decimal(38) without a word. Where all events were voided there is no usage.
 _TOTALS = """
 SELECT rating_key, account_id, any(currency) AS currency,
@@ -144,8 +137,7 @@ def line_item_totals(
     Raises:
       DatabaseError: they name a subscription that the catalog does not have.
     """
-    month = period_with_label(label, "UTC", 1)
-    since, until = month.start - timedelta(days=2), month.end + timedelta(days=2)
+    since, until = starts_of_label(label)
     rows = clickhouse.query(url, _TOTALS, {"since": since, "until": until, "part": part, "parts": parts})
     used = {}
     for row in rows.to_pylist():
@@ -177,15 +169,17 @@ class _InvoiceFn(beam.DoFn):
 
     def process(self, statement: Statement) -> Iterator[Invoice]:
         options = self._options
+        book = directory(options.catalog)
         Metrics.counter("invoice", "statements").inc()
         ended = all(one.key.period_end <= options.now for one in (*statement.due, *statement.posted))
-        if options.issue and not (ended or options.interim):
+        waits = options.issue and not (ended or options.interim)
+        if waits:
+            statement = in_advance(statement, book, options.now)
+        status = "issued" if options.issue else "draft"
+        invoice = next_invoice(statement, book, status=status, made_at=options.now, rounding=options.rounding)
+        if invoice is None and waits:
             Metrics.counter("invoice", "not_ended").inc()
             return
-        status = "issued" if options.issue else "draft"
-        invoice = next_invoice(
-            statement, directory(options.catalog), status=status, made_at=options.now, rounding=options.rounding
-        )
         if invoice is None:
             Metrics.counter("invoice", "nothing_to_bill").inc()
             # An earlier draft under this number bills nothing any more.

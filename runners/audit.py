@@ -13,7 +13,7 @@ from meterline.schemas.meters import Aggregation
 from meterline.schemas.voids import VOID_TYPE
 from meterline.transforms import clickhouse
 from meterline.transforms.rules.attribution import Directory, directory
-from meterline.transforms.rules.periods import period_with_label
+from meterline.transforms.rules.periods import longest_of_label, starts_of_label
 from meterline.transforms.rules.pricing import charge_interval
 
 FIRST_ROWS = 5
@@ -55,12 +55,11 @@ def audit(
 
 
 def _scope(url: str, period: str | None, accounts: Sequence[str]) -> dict[str, Any]:
-    """Periods of a label start in its month or, by their time zone, up to a day before or after it."""
     if not period:
         return _between(url, _BEGINNING, _END, accounts=list(accounts))
-    month = period_with_label(period, "UTC", 1)
-    first, last = month.start - timedelta(days=2), month.end + timedelta(days=2)
-    return _between(url, first, last, period=period, accounts=list(accounts))
+    first, last = starts_of_label(period)
+    ended = last + longest_of_label(period)
+    return _between(url, first, last, ended=ended, period=period, accounts=list(accounts))
 
 
 def _between(url: str, first: datetime, last: datetime, **more: Any) -> dict[str, Any]:
@@ -72,7 +71,7 @@ def _between(url: str, first: datetime, last: datetime, **more: Any) -> dict[str
         "accounts": [],
         "since": first,
         "until": last,
-        "ended": last + timedelta(days=33),
+        "ended": last,
         # Of a period that starts earlier the archive is not whole any more.
         "kept": max(first, kept.replace(microsecond=0)),
         **more,
@@ -125,7 +124,10 @@ class _Question:
 
 # The part of each table that is looked at.
 _PAYERS = "(empty({accounts:Array(String)}) OR billing_account_id IN {accounts:Array(String)})"
-_STARTS = "period_start >= {since:DateTime64(0, 'UTC')} AND period_start < {until:DateTime64(0, 'UTC')}"
+_STARTS = (
+    "period_start >= {since:DateTime64(0, 'UTC')} AND period_start < {until:DateTime64(0, 'UTC')} "
+    "AND period_end < {ended:DateTime64(0, 'UTC')}"
+)
 _TIMES = "time >= {since:DateTime64(0, 'UTC')} AND time < {ended:DateTime64(0, 'UTC')}"
 _EVENTS = f"(SELECT * FROM usage_events FINAL WHERE {_TIMES} AND {_PAYERS})"
 _ITEMS = f"(SELECT * FROM line_items FINAL WHERE {_STARTS} AND {_PAYERS})"

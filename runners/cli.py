@@ -32,6 +32,7 @@ from meterline.runners.rate_stream import Elsewhere, Engine, rate_here, rate_on_
 from meterline.runners.simulate import command as simulate_command
 from meterline.schemas.catalog import Catalog
 from meterline.schemas.catalog_files import CatalogError, catalog_json_schema, check_catalog, load_catalog
+from meterline.transforms.rules.period_labels import LABELS
 
 app = typer.Typer(
     name="meterline",
@@ -360,6 +361,9 @@ def rate(
     what = f"--subscription --on {on}" if subscription else _ARCHIVE if from_archive else _FILES
     _refuse_what_is_not_for(what, context)
     prices = _catalog(catalog)
+    from meterline.runners.jobs import check_retention
+
+    check_retention(clickhouse, prices)
     if subscription and on is Engine.dataflow:
         place = Place(project, region, staging_location, temp_location)
         from meterline.runners.dataflow.rate import Settings as DataflowSettings
@@ -405,10 +409,10 @@ def rate(
     received = instant(now)
     from meterline.runners import tables
     from meterline.runners.jobs import rate_files, rerate_archive
-    from meterline.transforms.rules.periods import period_with_label
+    from meterline.transforms.rules.period_labels import cycle_of_label
 
     if from_archive and period:
-        period_with_label(period, "UTC", 1)
+        cycle_of_label(period)
         events, items = rerate_archive(period, prices, clickhouse, console=None if as_json else err)
         if as_json:
             print_json({"period": period, "archived_events": events, "line_items_written": items})
@@ -486,7 +490,7 @@ def void(
 
 @app.command()
 def invoice(
-    period: Annotated[str, typer.Option(help="Label of the billing period, like 2026-10: the month it starts in.")],
+    period: Annotated[str, typer.Option(help=f"Label of the billing period: {LABELS}.")],
     catalog: CatalogFolder = Path("catalog"),
     clickhouse: Url = DEFAULT_DATABASE,
     issue: Annotated[
@@ -507,11 +511,11 @@ def invoice(
     from meterline.pipelines.invoice_accounts import Options
     from meterline.runners import audit as laws
     from meterline.runners import tables
-    from meterline.runners.invoices import invoices_of, lines_of
+    from meterline.runners.invoices import coverage, invoices_of, lines_of
     from meterline.runners.jobs import make_invoices
-    from meterline.transforms.rules.periods import period_with_label
+    from meterline.transforms.rules.period_labels import cycle_of_label
 
-    period_with_label(period, "UTC", 1)
+    cycle_of_label(period)
     if rounding not in ("half_even", "half_up"):
         raise typer.BadParameter(f"--rounding: expected half_even or half_up, got {rounding!r}")
     known = {one.id for one in prices.accounts if one.is_billed}
@@ -534,10 +538,13 @@ def invoice(
         Options(period, prices, clickhouse, instant(now), issue, interim, rounding, tuple(account or ()))  # type: ignore[arg-type]
     )
     heads = invoices_of(clickhouse, period)
+    covered = coverage(period, prices)
     if as_json:
         invoices = [{**head, "lines": lines_of(clickhouse, head)} for head in heads]
-        print_json({**report.to_json(), **told, "invoices": invoices})
+        print_json({**report.to_json(), "covers": covered.to_json(), **told, "invoices": invoices})
         return
+    if covered.text:
+        out.print(covered.text, highlight=False)
     for head in heads:
         out.print(tables.invoice_lines(head, lines_of(clickhouse, head)))
     out.print(tables.invoices(heads, period))
@@ -711,7 +718,7 @@ def _told(error: Exception) -> int:
     from meterline.runners.pubsub.client import PubSubError, UnknownName
     from meterline.transforms.catalogs import ChangedCatalogError
     from meterline.transforms.clickhouse import DatabaseError
-    from meterline.transforms.rules.periods import PeriodError
+    from meterline.transforms.rules.period_labels import PeriodError
 
     message = str(error).split(" [while running '")[0]
     code = 1

@@ -36,8 +36,18 @@ from meterline.schemas.records import RatingKey, line_item_id
 from meterline.schemas.voids import VOID_SOURCE
 from meterline.transforms import clickhouse
 from meterline.transforms.rules.attribution import Directory, directory
+from meterline.transforms.rules.fees import fixed_fee, share_of
 from meterline.transforms.rules.line_items import window_bounds
-from meterline.transforms.rules.money import EXACT, round_amount
+from meterline.transforms.rules.money import EXACT
+from meterline.transforms.rules.period_labels import (
+    LABEL_PATTERN,
+    PeriodError,
+    cycle_of_label,
+    days_of_label,
+    label_of,
+    labels_near,
+)
+from meterline.transforms.rules.periods import Period
 
 MAX_FOUND = 20
 """Events, or rejects, shown when more than one has the id."""
@@ -49,10 +59,11 @@ _ZERO = Decimal(0)
 # A source, the sign # and an event's id.
 _LONGEST = 1_024 + 1 + 512
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_MICROSECOND = timedelta(microseconds=1)
-# By the time zone a period starts up to a day before or after its month, and a day that a zone skips adds another.
-_OFF_MONTH = timedelta(days=2)
-_NUMBER = re.compile(r"(?P<account>.+)-(?P<period>\d{4}-\d{2})-(?P<currency>[A-Z]{3})-\d{1,10}", re.ASCII)
+_MICROSECOND, _SECOND = timedelta(microseconds=1), timedelta(seconds=1)
+# By the time zone a period starts up to a day before or after the date that names it, and a day that a zone skips adds
+# another.
+_OFF = timedelta(days=2)
+_NUMBER = re.compile(rf"(?P<account>.+)-(?P<period>{LABEL_PATTERN})-(?P<currency>[A-Z]{{3}})-\d{{1,10}}", re.ASCII)
 
 
 class NotFound(LookupError):
@@ -230,10 +241,14 @@ def _numbered_invoice(ask: _Question, number: str) -> list[Invoice]:
     return [_whole_invoice(ask, head, heads) for head in heads if head["number"] == number]
 
 
-def _around(period: str) -> list[str]:
-    """The label of a billing period, with the ones before and after."""
-    month = int(period[:4]) * 12 + int(period[5:]) - 1
-    return [f"{one // 12:04}-{one % 12 + 1:02}" for one in (month - 1, month, month + 1)]
+def _around(label: str) -> list[str]:
+    """The label of a billing period, with those of the same form before and after."""
+    try:
+        first, last = days_of_label(label)
+    except PeriodError:
+        return [label]
+    days = (first - timedelta(days=1), first, last + timedelta(days=1))
+    return [label_of(day, cycle_of_label(label)) for day in days]
 
 
 def _whole_invoice(ask: _Question, head: dict[str, Any], heads: Sequence[dict[str, Any]]) -> Invoice:
@@ -432,7 +447,7 @@ def _history(ask: _Question, rows: Sequence[Mapping[str, Any]]) -> History:
     if not rows:
         return {}
     starts = {row["period_start"] for row in rows}
-    labels = {f"{at:%Y-%m}" for start in starts for at in (start - _OFF_MONTH, start + _OFF_MONTH)}
+    labels = {label for start in starts for label in labels_near((start - _OFF).date(), (start + _OFF).date())}
     payer = "tenant_id = {tenant:String} AND billing_account_id = {payer:String}"
     heads = ask.rows(
         f"{_HEAD} PREWHERE {payer} AND period IN {{labels:Array(String)}} {_IN_ORDER}",
@@ -703,8 +718,17 @@ def _tiers(price: UsagePrice | Fixed | None, tiers: Iterable[Mapping[str, Any]])
 
 
 def _fee(price: Fixed, subscription: Subscription, row: Mapping[str, Any]) -> Fee:
-    start, end = row["period_start"], row["period_end"]
-    first = max(start, subscription.start)
-    last = max(first, min(end, subscription.end or end))
-    covered, whole = ((stop - begin) // timedelta(seconds=1) for begin, stop in ((first, last), (start, end)))
-    return Fee(price.amount, first, last, covered, whole, round_amount(price.amount * covered, whole))
+    period = Period(row["period_start"], row["period_end"], "")
+    share = share_of(price, period, subscription.start, subscription.end, subscription.time_zone)
+    return Fee(
+        amount=price.amount,
+        billed=price.billed,
+        prorate=price.prorate,
+        covered_from=share.start,
+        covered_to=share.end,
+        covered_seconds=(share.end - share.start) // _SECOND,
+        period_seconds=(period.end - period.start) // _SECOND,
+        covered=share.part,
+        whole=share.whole,
+        prorated=fixed_fee(price, share),
+    )

@@ -314,9 +314,12 @@ def _times(tier: Tier) -> str:
 def _proration(fee: Fee) -> str:
     if fee.covered_seconds == fee.period_seconds:
         return f"covers the whole period: {fee.amount:,f}"
+    if fee.prorate == "none":
+        return f"covers {_span(fee.covered_from, fee.covered_to)}, and is not prorated: {tables.number(fee.prorated)}"
+    unit = {"second": "s", "day": "days"}[fee.prorate]
     return (
-        f"covers {_span(fee.covered_from, fee.covered_to)}: {fee.amount:,f} × {fee.covered_seconds:,} s / "
-        f"{fee.period_seconds:,} s = {tables.number(fee.prorated)}"
+        f"covers {_span(fee.covered_from, fee.covered_to)}: {fee.amount:,f} × {fee.covered:,} {unit} / "
+        f"{fee.whole:,} {unit} = {tables.number(fee.prorated)}"
     )
 
 

@@ -58,13 +58,17 @@ class Tier(_Node):
 
 @dataclass(frozen=True)
 class Fee(_Node):
-    """A fixed fee: `amount · covered_seconds / period_seconds`."""
+    """A fixed fee: `amount · covered / whole`, in seconds or local days, as `prorate` says (with none, of 1)."""
 
     amount: Decimal
+    billed: str
+    prorate: str
     covered_from: datetime
     covered_to: datetime
     covered_seconds: int
     period_seconds: int
+    covered: int
+    whole: int
     prorated: Decimal
 
 

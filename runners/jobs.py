@@ -22,6 +22,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 
 from meterline.pipelines import invoice_accounts, rate_usage
 from meterline.schemas.arrow import MICROSECONDS
+from meterline.schemas.calendars import longest_days
 from meterline.schemas.catalog import Catalog
 from meterline.schemas.event import EARLIEST_TIME, microseconds
 from meterline.schemas.records import RatingKey
@@ -30,7 +31,7 @@ from meterline.transforms.archive import Span
 from meterline.transforms.lease import held
 from meterline.transforms.progress import seen
 from meterline.transforms.rules.attribution import Directory, directory
-from meterline.transforms.rules.invoicing import period_label
+from meterline.transforms.rules.fees import period_label
 
 
 class InputError(ValueError):
@@ -138,6 +139,26 @@ def rate_files(
             paths, catalog, url, microseconds(now), horizon, has_archive=has_archive(url), run_id=lease.holder
         )
         return rate_batch(options, catalog, recorded_as or paths, now)
+
+
+def check_retention(url: str, catalog: Catalog) -> None:
+    """Refuse a catalog with billing periods that are longer than the archive is kept: they could not be rated right.
+
+    Raises:
+      InputError: the retention of the archive is too short for a cycle.
+    """
+    longest = max((one.cycle for one in catalog.subscriptions), key=longest_days, default="monthly")
+    # Any retention is long enough for months, and a database that was never used has none.
+    if longest_days(longest) <= longest_days("monthly"):
+        return
+    clickhouse.ready(url)
+    days, needed = clickhouse.retention_days(url), clickhouse.min_retention_days(longest)
+    if days and days < needed:
+        raise InputError(
+            f"the catalog has billing periods that are {longest}, and archived events are kept for {days} days, "
+            f"expected at least {needed}: late usage is rated together with the archived events of its billing "
+            f"period. Keep them longer: meterline migrate --retention-days {needed}"
+        )
 
 
 def has_archive(url: str) -> bool:

@@ -22,6 +22,7 @@ from meterline.schemas.catalog import (
 )
 
 _ZERO, _ONE = Decimal(0), Decimal(1)
+_PRORATED = {"second": "", "day": "; prorated by local days", "none": "; not prorated"}
 
 
 class TierTerms(NamedTuple):
@@ -65,7 +66,8 @@ def tier_terms(price: UsagePrice | Fixed, tier: int) -> TierTerms | None:
 def in_words(price: UsagePrice | Fixed, unit: str) -> str:
     """The whole price, as one line of text."""
     if isinstance(price, Fixed):
-        return f"fixed fee: {price.amount:,f} for each billing period"
+        in_advance = ", in advance" if price.billed == "in_advance" else ""
+        return f"fixed fee: {price.amount:,f} for each billing period{in_advance}{_PRORATED[price.prorate]}"
     text = _model_in_words(price, unit)
     if price.included:
         text += f"; counted after {number(price.included)} that are included"

@@ -20,12 +20,15 @@ from pydantic import (
     model_validator,
 )
 
+from meterline.schemas.calendars import FIRST_ANCHOR, Calendar
 from meterline.schemas.catalog_fields import (
     BasisPoints,
     Currency,
+    Cycle,
     Flag,
     Id,
     Instant,
+    LocalDate,
     Name,
     Percent,
     PositiveQuantity,
@@ -246,10 +249,18 @@ class Dynamic(Metered):
 
 
 class Fixed(Record):
-    """A fee for each billing period, prorated to the second when the subscription covers part of it."""
+    """A fee for each billing period."""
 
     model: Literal["fixed"]
     amount: Price
+    billed: Literal["in_arrears", "in_advance"] = Field(
+        "in_arrears", description="Whether it is due when the billing period ends, or when it starts."
+    )
+    prorate: Literal["second", "day", "none"] = Field(
+        "second",
+        description="What part of it is due when the subscription covers part of the period: by seconds, by local days "
+        "(a started one belongs to who has it at its end), or all.",
+    )
 
 
 UsagePrice = Annotated[
@@ -445,9 +456,37 @@ class Subscription(Record):
     time_zone: Annotated[str, AfterValidator(zone)] = Field(
         "UTC", description="IANA time zone in which billing periods start at midnight."
     )
-    anchor_day: int = Field(
-        1, ge=1, le=31, strict=True, description="Day of the month on which a billing period starts."
+    cycle: Cycle = Field(
+        "monthly", description="How long billing periods are: weekly, monthly, quarterly, yearly, or like '10 days'."
     )
+    anchor: LocalDate | None = Field(
+        None,
+        description="A local date on which a billing period starts, from which the others are counted; unless set "
+        "Mondays, or the first days of months, quarters and years.",
+    )
+    anchor_day: int | None = Field(
+        None,
+        ge=1,
+        le=31,
+        strict=True,
+        description="Day of the month on which a billing period starts, in place of `anchor`.",
+    )
+
+    @property
+    def calendar(self) -> Calendar:
+        """When its billing periods start."""
+        anchor = self.anchor or FIRST_ANCHOR.replace(day=self.anchor_day or 1)
+        return Calendar(self.time_zone, self.cycle, anchor)
+
+    @model_validator(mode="after")
+    def _anchored(self) -> Subscription:
+        if Calendar(cycle=self.cycle).days and self.anchor_day is not None:
+            raise misplaced(f"a cycle that is {self.cycle} takes a date, `anchor`", at=("anchor_day",))
+        if self.anchor is not None and self.anchor_day is not None:
+            raise misplaced("the day stands in `anchor` already, leave one out", at=("anchor_day",), also=("anchor",))
+        if self.cycle.endswith(" days") and self.anchor is None:
+            raise misplaced("`anchor` is missing, a date from which the days are counted", at=("cycle",))
+        return self
 
     @model_validator(mode="after")
     def _ends_after_start(self) -> Subscription:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from decimal import Decimal
 from functools import cache
 from importlib import resources
@@ -23,6 +23,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from meterline.schemas.calendars import CYCLE_PATTERN, MAX_CYCLE_DAYS, Calendar
 from meterline.schemas.currency import MINOR_UNITS
 
 PRICE_PLACES = 18
@@ -35,6 +36,7 @@ LAST_INSTANT = datetime(2200, 1, 1, tzinfo=UTC)
 ID_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
 PATH_PATTERN = r"^[^.\s]+(\.[^.\s]+)*$"
 DECIMAL_PATTERN = r"^[0-9]+(\.[0-9]+)?$"
+DATE_PATTERN = r"^[0-9]{4}-[0-9]{2}-[0-9]{2}$"
 INSTANT_PATTERN = r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(Z|[+-][0-9]{2}:[0-9]{2})$"
 
 
@@ -187,6 +189,42 @@ Instant = Annotated[
         }
     ),
 ]
+
+
+def _written_date(value: Any) -> Any:
+    if isinstance(value, date) and not isinstance(value, datetime):
+        return value
+    if not isinstance(value, str) or not re.fullmatch(DATE_PATTERN, value):
+        raise ValueError(f"expected a date like 2026-10-31, got {value!r}")
+    try:
+        return date.fromisoformat(value)
+    except ValueError:
+        raise ValueError(f"{value} does not exist") from None
+
+
+def _date(value: date) -> date:
+    if not FIRST_INSTANT.date() <= value < LAST_INSTANT.date():
+        raise ValueError(f"{value} lies outside the years 1970 to 2199")
+    return value
+
+
+LocalDate = Annotated[
+    date,
+    BeforeValidator(_written_date),
+    AfterValidator(_date),
+    WithJsonSchema({"type": "string", "format": "date", "pattern": DATE_PATTERN, "description": "A local date."}),
+]
+
+
+def _cycle(value: str) -> str:
+    if not re.fullmatch(CYCLE_PATTERN, value):
+        raise ValueError(f"expected weekly, monthly, quarterly, yearly or a number of days like '10 days', got {value}")
+    if Calendar(cycle=value).days > MAX_CYCLE_DAYS:
+        raise ValueError(f"a period has at most {MAX_CYCLE_DAYS} days, got {value}")
+    return value
+
+
+Cycle = Annotated[str, AfterValidator(_cycle), WithJsonSchema({"type": "string", "pattern": CYCLE_PATTERN})]
 
 
 @cache

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from decimal import Decimal
 from typing import Any
 
 from hypothesis import strategies as st
 
+from meterline.schemas.calendars import Calendar
 from meterline.schemas.catalog import (
     Dynamic,
     Graduated,
@@ -205,6 +206,11 @@ time_zones = st.sampled_from(
     ]
 )
 anchor_days = st.integers(1, 31)
+cycles = st.one_of(
+    st.sampled_from(["weekly", "monthly", "quarterly", "yearly"]), st.integers(1, 366).map(lambda days: f"{days} days")
+)
+anchors = st.dates(date(1970, 1, 1), date(2199, 12, 31))
+calendars = st.builds(Calendar, time_zones, cycles, anchors)
 instants = st.datetimes(
     min_value=datetime(1970, 1, 1),  # noqa: DTZ001
     max_value=datetime(2199, 12, 31),  # noqa: DTZ001

@@ -22,6 +22,7 @@ import pyarrow as pa
 from clickhouse_connect.driver.client import Client
 from clickhouse_connect.driver.exceptions import ClickHouseError, OperationalError
 
+from meterline.schemas.calendars import longest_days
 from meterline.transforms.progress import seen
 
 SETTINGS: dict[str, int | str] = {
@@ -222,6 +223,11 @@ def migrate(url: str) -> list[Migration]:
 # The archive of a touched period joins the input: it must reach back over the acceptance horizon of a stream (35 days)
 # and the longest period that an event of that age can lie in, with a month to settle it.
 MIN_RETENTION_DAYS = 35 + 31 + 31
+
+
+def min_retention_days(cycle: str) -> int:
+    """The same for periods of a cycle."""
+    return MIN_RETENTION_DAYS - 31 + longest_days(cycle)
 
 
 def set_retention(url: str, days: int | None) -> None:

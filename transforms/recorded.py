@@ -24,8 +24,8 @@ from meterline.transforms.blocks import Block, Records
 from meterline.transforms.meter import Totals
 from meterline.transforms.rules.aggregation import Usage, merge
 from meterline.transforms.rules.attribution import Directory
-from meterline.transforms.rules.invoicing import period_label
-from meterline.transforms.rules.periods import Period, period_with_label
+from meterline.transforms.rules.fees import period_label
+from meterline.transforms.rules.periods import Period, period_with_label, utc_days_of_label
 from meterline.transforms.scan import Scanner
 from meterline.transforms.shape import EventShape
 
@@ -62,7 +62,7 @@ class Recorded:
     Args:
       usage: By the text of the rating key.
       events: How many were looked at; some may lie in periods next to this one.
-      rejected: Of the period's UTC month, those that the catalog would not accept, by reason.
+      rejected: Of the UTC days that name the period, those that the catalog would not accept, by reason.
     """
 
     usage: dict[str, Usage] = field(default_factory=dict)
@@ -72,11 +72,8 @@ class Recorded:
 
 def period_bounds(label: str, book: Directory) -> Period:
     """The time that the billing periods of a label cover together, those of unpriced usage too."""
-    month = period_with_label(label, "UTC", 1)
-    periods = [month] + [
-        period_with_label(label, *terms)
-        for terms in {(one.time_zone, one.anchor_day) for one in book.catalog.subscriptions}
-    ]
+    found = (period_with_label(label, calendar) for calendar in {one.calendar for one in book.catalog.subscriptions})
+    periods = [utc_days_of_label(label), *(one for one in found if one is not None)]
     return Period(min(one.start for one in periods), max(one.end for one in periods), label)
 
 
@@ -126,7 +123,7 @@ class Reader:
     found: Recorded = field(default_factory=Recorded)
 
     def __post_init__(self) -> None:
-        self._month = period_with_label(self.label, "UTC", 1)
+        self._days = utc_days_of_label(self.label)
         self._aggregations = {meter.id: meter.aggregation for meter in self.book.catalog.meters}
         self._labels: dict[tuple[str, datetime], str | None] = {}
 
@@ -139,23 +136,23 @@ class Reader:
             records = _records(batch["payload"])
             block = Block(records, np.arange(len(records)), "", _RECEIVED)
             scanned = scanner.scan(records, _RECEIVED)
-            in_month = self._is_in_month(batch["second"])
+            in_days = self._is_in_days(batch["second"])
             for place, reason, _ in scanned.rejected:
-                self.found.rejected[reason] += bool(in_month[place])
+                self.found.rejected[reason] += bool(in_days[place])
             if scanned.events.num_rows:
                 events = scanned.events.append_column("origin", block.origins(scanned.places))
                 events = events.append_column("position", pa.array(scanned.places))
                 attributed, unknown = attributor.attribute(events)
                 seconds = unknown["time"].cast(pa.timestamp("s", tz="UTC"), safe=False)
-                self.found.rejected["unknown_subject"] += int(self._is_in_month(seconds).sum())
+                self.found.rejected["unknown_subject"] += int(self._is_in_days(seconds).sum())
                 totals.add(attributed, self._aggregations)
             self.found.events += len(records)
         for text, _, usages in totals.take():
             for usage in usages.values():
                 self._add(text, usage)
 
-    def _is_in_month(self, seconds: pa.Array) -> np.ndarray:
-        start, end = (int(instant.timestamp()) for instant in self._month[:2])
+    def _is_in_days(self, seconds: pa.Array) -> np.ndarray:
+        start, end = (int(instant.timestamp()) for instant in self._days[:2])
         found = np.asarray(seconds.cast(pa.int64()))
         return (found >= start) & (found < end)
 

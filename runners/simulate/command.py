@@ -24,7 +24,7 @@ def register(app: typer.Typer, out: Console, err: Console, print_json: Callable[
     @app.command()
     def simulate(
         catalog: Annotated[Path, typer.Option(help="Folder of the new catalog's YAML files.")],
-        period: Annotated[str, typer.Option(help="Label of the billing period, like 2026-10: the month it starts in.")],
+        period: Annotated[str, typer.Option(help="Label of the billing period, like 2026-10.")],
         today: Annotated[
             Path | None,
             typer.Option(
@@ -67,9 +67,9 @@ def register(app: typer.Typer, out: Console, err: Console, print_json: Callable[
         from meterline.runners.simulate.run import simulate as simulated
         from meterline.runners.simulate.run import todays_catalog
         from meterline.transforms import clickhouse as database
-        from meterline.transforms.rules.periods import period_with_label
+        from meterline.transforms.rules.period_labels import cycle_of_label
 
-        period_with_label(period, "UTC", 1)
+        cycle_of_label(period)
         if rounding not in ("half_even", "half_up"):
             raise typer.BadParameter(f"--rounding: expected half_even or half_up, got {rounding!r}")
         if chart is not None and not chart.absolute().parent.is_dir():

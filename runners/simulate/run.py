@@ -44,7 +44,7 @@ class Simulation:
       today: Its invoices by what is stored, as if none had been issued.
       new: The same under the new catalog.
       events: Recorded events that were read.
-      rejected: Of these, in the period's UTC month, how many the new catalog would not accept, by reason.
+      rejected: Of these, in the UTC days that name the period, how many the new catalog would not accept, by reason.
       unpriced: Counts of events that the new catalog has no charge for, by meter.
       refused: Rating keys without amount, with the reason: the new catalog has no price for them, or it is too large.
     """

@@ -13,15 +13,8 @@ from meterline.runners.demo import quickstart
 from meterline.schemas.catalog_files import load_catalog
 from meterline.schemas.records import Invoice, RatingKey
 from meterline.transforms.rules.attribution import Directory
-from meterline.transforms.rules.invoicing import (
-    Billed,
-    BilledKey,
-    Statement,
-    charges_without_usage,
-    double_entry,
-    next_invoice,
-    period_label,
-)
+from meterline.transforms.rules.fees import Billed, BilledKey, charges_without_usage, period_label
+from meterline.transforms.rules.invoicing import Statement, double_entry, next_invoice
 from meterline.transforms.rules.money import round_money
 
 BOOK = Directory(load_catalog(quickstart() / "catalog"))

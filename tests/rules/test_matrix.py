@@ -10,7 +10,7 @@ import pytest
 from meterline.schemas.catalog import Catalog, Matrix, MatrixRow, PerUnit
 from meterline.schemas.catalog_files import load_catalog
 from meterline.transforms.rules.attribution import Directory
-from meterline.transforms.rules.invoicing import charges_without_usage
+from meterline.transforms.rules.fees import charges_without_usage
 from meterline.transforms.rules.prices.matrix import price_for
 
 PRICES = {name: PerUnit(model="per_unit", unit_price=Decimal(name)) for name in ("1", "2", "3", "9")}

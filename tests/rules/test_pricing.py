@@ -7,7 +7,6 @@ from itertools import pairwise, product
 
 import pytest
 from hypothesis import assume, given, settings
-from hypothesis import strategies as st
 
 from meterline.schemas.catalog import (
     Dynamic,
@@ -27,13 +26,11 @@ from meterline.schemas.catalog import (
 )
 from meterline.schemas.records import TierCharge
 from meterline.transforms.rules.money import MoneyError, QuantityError
-from meterline.transforms.rules.periods import billing_period, billing_periods, period_with_label
 from meterline.transforms.rules.prices.parts import RateCardError
 from meterline.transforms.rules.pricing import (
     charge,
     charge_interval,
     charge_parts,
-    fixed_fee,
 )
 from tests import strategies
 
@@ -464,44 +461,3 @@ def test_a_price_without_a_price_for_the_usage_is_refused() -> None:
 THIRTY = Fixed(model="fixed", amount=Decimal(30))
 OCTOBER = datetime(2026, 10, 1, tzinfo=UTC)
 DAY = timedelta(days=1)
-
-
-@pytest.mark.parametrize(
-    ("start", "end", "fee"),
-    [
-        pytest.param(OCTOBER, None, "30", id="all of the period"),
-        pytest.param(OCTOBER - DAY, OCTOBER + 99 * DAY, "30", id="more than the period"),
-        pytest.param(OCTOBER + 15 * DAY + DAY / 2, None, "15", id="half of 31 days"),
-        pytest.param(OCTOBER, OCTOBER + DAY, "0.967741935483870968", id="one day of 31"),
-        pytest.param(OCTOBER, OCTOBER + timedelta(seconds=1), "0.000011200716845878", id="one second"),
-        pytest.param(OCTOBER + 31 * DAY, None, "0", id="starts when the period ends"),
-        pytest.param(OCTOBER - DAY, OCTOBER, "0", id="ended when the period starts"),
-        pytest.param(OCTOBER + 40 * DAY, OCTOBER + 50 * DAY, "0", id="later"),
-    ],
-)
-def test_fixed_fee(start: datetime, end: datetime | None, fee: str) -> None:
-    assert fixed_fee(THIRTY, period_with_label("2026-10", "UTC", 1), start, end) == Decimal(fee)
-
-
-def test_a_month_with_a_clock_change_has_its_own_number_of_seconds() -> None:
-    october = period_with_label("2026-10", "Europe/Berlin", 1)
-    assert fixed_fee(THIRTY, october, october.start, october.start + timedelta(hours=745) / 5) == 6
-
-
-@given(
-    start=strategies.instants.map(lambda instant: instant.replace(microsecond=0)),
-    length=st.integers(1, 400 * 86400).map(lambda seconds: timedelta(seconds=seconds)),
-    time_zone=strategies.time_zones,
-    anchor_day=strategies.anchor_days,
-)
-def test_a_subscription_pays_for_each_period_what_it_covers(
-    start: datetime, length: timedelta, time_zone: str, anchor_day: int
-) -> None:
-    end = start + length
-    periods = list(billing_periods(start, end, time_zone, anchor_day))
-    for period in periods:
-        covered = (min(end, period.end) - max(start, period.start)) / timedelta(seconds=1)
-        seconds = (period.end - period.start) / timedelta(seconds=1)
-        share = Fraction(int(covered), int(seconds))
-        assert Fraction(fixed_fee(THIRTY, period, start, end)) == rounded(30 * share)
-    assert fixed_fee(THIRTY, billing_period(periods[0].start - DAY, time_zone, anchor_day), start, end) == 0

@@ -359,7 +359,9 @@ def test_the_json_is_what_other_programs_rely_on(billed: str, catalog: Catalog) 
         "corrects made_at lines"
     )
     fee = next(line for line in head["lines"] if line["fee"])
-    assert set(fee["fee"]) == names("amount covered_from covered_to covered_seconds period_seconds prorated")
+    assert set(fee["fee"]) == names(
+        "amount billed prorate covered_from covered_to covered_seconds period_seconds covered whole prorated"
+    )
     (line,) = explain(billed, head["lines"][0]["invoice_line_id"], catalog).to_json()["found"]
     assert set(line) == _LINE
     assert set(line["price"]) == {"model", "text", "source"}

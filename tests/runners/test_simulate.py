@@ -237,7 +237,7 @@ def test_what_cannot_be_simulated_is_told(meterline: Command, today: Path, tmp_p
         assert found.code == 2 or "--clickhouse" in words or url != meterline.url
         return " ".join(found.err.split())
 
-    assert "expected a year and month like '2026-10', got '2026-13'" in said("--period", "2026-13")
+    assert "2026 (a year) or 2026-10-05 (days), got '2026-13'" in said("--period", "2026-13")
     other = write(tmp_path / "other", CATALOG.replace("id: one, account", "id: renamed, account"))
     assert "give the catalog that the period is billed with as --today" in said("--period", "2026-10", old=other)
     assert "there is no folder" in said("--period", "2026-10", "--chart", tmp_path / "none" / "x.svg")

@@ -8,9 +8,7 @@ times are instants in UTC, every section of the page has its section here.
 from __future__ import annotations
 
 import ast
-import functools
 import hashlib
-import itertools
 import json
 import math
 import re
@@ -23,7 +21,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any, NamedTuple
 
-HOUR = timedelta(hours=1)
+from .auditor_calendar import HOUR, given, instant, period_of, window_of, yes
 
 # A catalog as it stands in the YAML files: lists and dicts, every scalar a string.
 Catalog = dict[str, list[dict[str, Any]]]
@@ -137,21 +135,6 @@ def read_catalog(folder: str | Path) -> Catalog:
             for kind, entries in content.items():
                 catalog.setdefault(kind, []).extend(entries or [])
     return catalog
-
-
-def given(entry: dict[str, Any], key: str) -> str | None:
-    """An optional scalar of the catalog; YAML spells an absent one in several ways."""
-    value = entry.get(key)
-    return None if value in (None, "", "~", "null", "Null", "NULL") else str(value)
-
-
-def yes(entry: dict[str, Any], key: str) -> bool:
-    return (given(entry, key) or "false").lower() in ("true", "yes", "on")
-
-
-def instant(text: str) -> datetime:
-    """An instant of the catalog."""
-    return datetime.fromisoformat(text).astimezone(UTC)
 
 
 # Section 1: which records are events
@@ -594,7 +577,7 @@ def priced_terms(
     version = max(begun, key=lambda version: instant(version["effective_from"]))
     if charge["id"] not in version["prices"]:
         return unpriced_terms(time)
-    period = period_of(time, given(subscription, "time_zone") or "UTC", int(given(subscription, "anchor_day") or "1"))
+    period = period_of(time, subscription)
     price, band = version["prices"][charge["id"]], None
     if price["model"] == "time_of_day":
         band, price = band_and_price(price, time, given(subscription, "time_zone") or "UTC")
@@ -602,48 +585,7 @@ def priced_terms(
 
 
 def unpriced_terms(time: datetime) -> Terms:
-    return Terms("", "", "", None, period_of(time, "UTC", 1))
-
-
-# Section 4: periods and windows
-
-
-def period_of(time: datetime, zone: str, anchor_day: int) -> tuple[datetime, datetime]:
-    """The billing period that holds the instant: the starts of all months around it, and a look."""
-    starts = []
-    for months in range(time.year * 12 + time.month - 1 - 3, time.year * 12 + time.month - 1 + 4):
-        year, month = months // 12, months % 12 + 1
-        starts.append(first_instant(date(year, month, min(anchor_day, days_in_month(year, month))), zone))
-    for start, end in itertools.pairwise(starts):
-        if start <= time < end:
-            return start, end
-    raise AssertionError(f"no period of {zone} around {time}")
-
-
-def days_in_month(year: int, month: int) -> int:
-    next_month = date(year + 1, 1, 1) if month == 12 else date(year, month + 1, 1)
-    return (next_month - date(year, month, 1)).days
-
-
-@functools.cache
-def first_instant(day: date, zone: str) -> datetime:
-    """Local midnight; the first where it comes twice; the end of the clock's jump where there is none."""
-    tz = zoneinfo.ZoneInfo(zone)
-    midnight = datetime(day.year, day.month, day.day)  # noqa: DTZ001  (a wall clock's reading)
-    # Fold 0 is the first of two midnights. In a jump it reads the clock as it went before the jump,
-    # fold 1 as it went after: the jump lies between the two instants.
-    late = midnight.replace(tzinfo=tz, fold=0).astimezone(UTC)
-    if late.astimezone(tz).replace(tzinfo=None) == midnight:
-        return late
-    moment = midnight.replace(tzinfo=tz, fold=1).astimezone(UTC)
-    while moment.astimezone(tz).replace(tzinfo=None) < midnight:
-        moment += timedelta(seconds=1)
-    return moment
-
-
-def window_of(time: datetime, period: tuple[datetime, datetime]) -> tuple[datetime, datetime]:
-    hour = time.replace(minute=0, second=0, microsecond=0)
-    return max(hour, period[0]), min(hour + HOUR, period[1])
+    return Terms("", "", "", None, period_of(time, {}))
 
 
 # Section 14: voiding

@@ -347,7 +347,7 @@ def test_a_window_is_cut_where_the_period_begins() -> None:
 )
 def test_periods(time: str, zone: str, anchor: int, start: str, end: str) -> None:
     moment, *period = (datetime.fromisoformat(text).replace(tzinfo=UTC) for text in (time, start, end))
-    assert period_of(moment, zone, anchor) == tuple(period)
+    assert period_of(moment, {"time_zone": zone, "anchor_day": str(anchor)}) == tuple(period)
 
 
 def test_each_version_counts_its_own_usage() -> None:

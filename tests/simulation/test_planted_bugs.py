@@ -122,7 +122,11 @@ def window_not_cut_at_the_period(patch: pytest.MonkeyPatch) -> None:
 
 def period_in_utc(patch: pytest.MonkeyPatch) -> None:
     billing_period = attribution.billing_period
-    patch.setattr(attribution, "billing_period", lambda instant, zone, anchor: billing_period(instant, "UTC", anchor))
+    patch.setattr(
+        attribution,
+        "billing_period",
+        lambda instant, calendar: billing_period(instant, calendar._replace(time_zone="UTC")),
+    )
 
 
 def subscription_end_inclusive(patch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from functools import cached_property
 from typing import NamedTuple
 
+from meterline.schemas.calendars import Calendar
 from meterline.schemas.catalog import (
     LOCAL_TIME,
     Account,
@@ -157,7 +158,7 @@ class Directory:
             version = candidate.version if price else ""
         if not version:
             return _unpriced(instant, start, end)
-        period = billing_period(instant, subscription.time_zone, subscription.anchor_day)
+        period = billing_period(instant, subscription.calendar)
         band = None
         if isinstance(price, TimeOfDay):
             band, band_start, band_end = stretch_at(price, instant, subscription.time_zone)
@@ -200,7 +201,7 @@ class Directory:
 
 
 def _unpriced(instant: datetime, start: datetime, end: datetime) -> Segment:
-    period = billing_period(instant, "UTC", 1)
+    period = billing_period(instant, Calendar())
     return Segment(max(start, period.start), min(end, period.end), "", "", "", period.start, period.end)
 
 

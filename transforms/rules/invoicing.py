@@ -2,32 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime
 from decimal import Decimal
-from typing import NamedTuple
 
-from meterline.schemas.catalog import Matrix, TimeOfDay
 from meterline.schemas.records import Invoice, InvoiceLine, RatingKey
 from meterline.transforms.rules.attribution import Directory
+from meterline.transforms.rules.fees import Billed, BilledKey, charges_without_usage, is_in_advance
 from meterline.transforms.rules.money import RoundingMode, round_parts
-from meterline.transforms.rules.periods import Period, billing_period, period_with_label
-from meterline.transforms.rules.pricing import charge, fixed_fee
-
-
-class BilledKey(NamedTuple):
-    """What a line is about."""
-
-    key: RatingKey
-    account_id: str
-
-
-class Billed(NamedTuple):
-    """What was used or billed: units of the meter, and currency units."""
-
-    quantity: Decimal
-    amount: Decimal
 
 
 @dataclass(frozen=True)
@@ -60,6 +43,8 @@ def next_invoice(
     Source: docs/rules.md, "Invoices".
     """
     lines = []
+    # What was billed before the period closed is no first bill of it.
+    opened = any(not is_in_advance(one.key, book) for one in statement.posted)
     for key, due in _by_key(statement.due, statement.posted):
         accounts = sorted(due)
         rounded = round_parts([due[account].amount for account in accounts], statement.currency, rounding)
@@ -78,7 +63,7 @@ def next_invoice(
                     quantity=quantity,
                     exact_amount=due[account].amount - (before.amount if before else 0),
                     amount=difference,
-                    reason=_reason(key, statement.sequence, quantity),
+                    reason=_reason(key, opened or before is not None, quantity),
                 )
             )
     if not lines or (statement.sequence and not any(line.amount for line in lines)):
@@ -95,6 +80,15 @@ def next_invoice(
     )
 
 
+def in_advance(statement: Statement, book: Directory, now: datetime) -> Statement:
+    """What is due of a period that has not ended: fees in advance, once it has begun."""
+    due, posted = (
+        {one: billed for one, billed in part.items() if one.key.period_start <= now and is_in_advance(one.key, book)}
+        for part in (statement.due, statement.posted)
+    )
+    return replace(statement, due=due, posted=posted)
+
+
 def _by_key(
     due: Mapping[BilledKey, Billed], posted: Mapping[BilledKey, Billed]
 ) -> Iterator[tuple[RatingKey, dict[str, Billed]]]:
@@ -105,10 +99,10 @@ def _by_key(
     yield from keys.items()
 
 
-def _reason(key: RatingKey, sequence: int, quantity: Decimal) -> str:
+def _reason(key: RatingKey, is_later: bool, quantity: Decimal) -> str:
     if not key.meter_id:
-        return "fee" if not sequence else "correction"
-    if not sequence:
+        return "correction" if is_later else "fee"
+    if not is_later:
         return "usage"
     return "late_usage" if quantity else "correction"
 
@@ -119,58 +113,6 @@ def _description(key: RatingKey, book: Directory) -> str:
     name = next((charge.name for charge in charges if charge.id == key.charge_id), "") or key.charge_id
     values = ", ".join(value for _, value in key.dimensions if value)
     return f"{name} ({values})" if values else name
-
-
-def period_label(key: RatingKey, book: Directory) -> str | None:
-    """The label of a key's billing period; None when the catalog no longer has its subscription."""
-    subscription = book.subscriptions.get(key.subscription_id)
-    if subscription is None:
-        return None
-    return billing_period(key.period_start, subscription.time_zone, subscription.anchor_day).label
-
-
-def charges_without_usage(
-    label: str, book: Directory, used: Iterable[RatingKey]
-) -> Iterator[tuple[BilledKey, Billed, str, Period]]:
-    """Fees of a period: fixed ones, and what metered charges cost without any usage, with currency and period."""
-    metered = {(key.subscription_id, key.charge_id, key.period_start) for key in used}
-    for subscription in sorted(book.catalog.subscriptions, key=lambda one: one.id):
-        period = period_with_label(label, subscription.time_zone, subscription.anchor_day)
-        if subscription.start >= period.end or (subscription.end or period.end) <= period.start:
-            continue
-        plan = book.plans[subscription.plan]
-        card = book.rate_cards[plan.rate_card]
-        opens = max(period.start, subscription.start)
-        in_force = [version for version in card.versions if version.effective_from <= opens]
-        if not in_force:
-            continue
-        version = in_force[-1]
-        account = book.accounts[subscription.account]
-        for item in plan.charges:
-            price = version.prices.get(item.id)
-            if price is None or isinstance(price, Matrix | TimeOfDay):  # Without usage no row, and no band, is due.
-                continue
-            if price.model == "fixed":
-                amount = fixed_fee(price, period, subscription.start, subscription.end)
-                quantity = Decimal(1)
-            elif (subscription.id, item.id, period.start) in metered:
-                continue
-            else:
-                amount, quantity = charge(price, Decimal(0)), Decimal(0)
-                if not amount:
-                    continue
-            key = RatingKey(
-                tenant_id=account.tenant,
-                billing_account_id=book.billing_account_of(account.id),
-                subscription_id=subscription.id,
-                charge_id=item.id,
-                meter_id=item.meter or "",
-                rate_card_version=version.version,
-                period_start=period.start,
-                period_end=period.end,
-                dimensions=(),
-            )
-            yield BilledKey(key, account.id), Billed(quantity, amount), card.currency, period
 
 
 def double_entry(invoice: Invoice) -> list[tuple[str, Decimal]]:

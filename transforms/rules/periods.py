@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from calendar import monthrange
 from collections.abc import Iterator
 from datetime import UTC, date, datetime, time, timedelta
 from functools import cache, lru_cache
@@ -10,66 +9,99 @@ from importlib import resources
 from typing import NamedTuple
 from zoneinfo import ZoneInfo
 
+from meterline.schemas.calendars import MAX_CYCLE_DAYS, Calendar, longest_days
+from meterline.transforms.rules.period_labels import cycle_of_label, days_of_label, label_of
+
 _HOUR = timedelta(hours=1)
 _SECOND = timedelta(seconds=1)
-# Events lie in 1970 to 2199; their first and last periods may start or end a little outside.
-_FIRST_YEAR, _LAST_YEAR = 1969, 2200
+_DAY = timedelta(days=1)
 
 
 class Period(NamedTuple):
-    """A billing period, [start, end) in UTC; the label is the year and month whose anchor day starts it."""
+    """A billing period, [start, end) in UTC; the label is made of the local date that it starts on."""
 
     start: datetime
     end: datetime
     label: str
 
 
-class PeriodError(ValueError):
-    """A label that names no billing period."""
-
-
-def billing_period(instant: datetime, time_zone: str, anchor_day: int) -> Period:
+def billing_period(instant: datetime, calendar: Calendar) -> Period:
     """The billing period that an instant lies in.
 
     Args:
       instant: With a time zone, any.
-      time_zone: IANA name of the subscription's zone.
-      anchor_day: 1 to 31; in a month that is too short the last day stands for it.
 
     Source: docs/rules.md, "Periods and windows".
     """
     assert instant.tzinfo is not None, f"{instant} has no time zone"
-    return _period(_month_of(instant, time_zone, anchor_day), time_zone, anchor_day)
+    return _period(_number_of(instant, calendar), calendar)
 
 
-def billing_periods(start: datetime, end: datetime, time_zone: str, anchor_day: int) -> Iterator[Period]:
+def billing_periods(start: datetime, end: datetime, calendar: Calendar) -> Iterator[Period]:
     """All billing periods that overlap [start, end), in order; none when it is empty."""
     assert start.tzinfo is not None, f"{start} has no time zone"
     assert end.tzinfo is not None, f"{end} has no time zone"
     if start >= end:
         return
-    first = _month_of(start, time_zone, anchor_day)
-    last = _month_of(end - timedelta.resolution, time_zone, anchor_day)
-    for month in range(first, last + 1):
-        yield _period(month, time_zone, anchor_day)
+    first = _number_of(start, calendar)
+    last = _number_of(end - timedelta.resolution, calendar)
+    for number in range(first, last + 1):
+        period = _period(number, calendar)
+        if period.start < period.end:  # One that is a day which the clock skips is empty.
+            yield period
 
 
-def period_with_label(label: str, time_zone: str, anchor_day: int) -> Period:
-    """The billing period that starts in the month `YYYY-MM`.
+def period_with_label(label: str, calendar: Calendar) -> Period | None:
+    """The billing period of a label; None where the calendar has none, as its cycle is another.
 
     Raises:
-      PeriodError: `label` is no such month.
+      PeriodError: `label` is none of any cycle.
     """
-    try:
-        month = datetime.strptime(label, "%Y-%m").replace(tzinfo=UTC)
-        if not _FIRST_YEAR <= month.year <= _LAST_YEAR:
-            raise ValueError(f"no event lies in {label}")
-        period = _period(month.year * 12 + month.month - 1, time_zone, anchor_day)
-    except ValueError:
-        raise PeriodError(f"expected a year and month like '2026-10', got {label!r}") from None
-    if period.label != label:
-        raise PeriodError(f"expected a year and month like {period.label!r}, got {label!r}")
-    return period
+    _, last = days_of_label(label)
+    period = _period(calendar.number_of(last), calendar)
+    return period if period.label == label and period.start < period.end else None
+
+
+def utc_days_of_label(label: str) -> Period:
+    """The UTC days that name billing periods of a label: of 2026-10 those of October.
+
+    Raises:
+      PeriodError: `label` is none of any cycle.
+    """
+    first, last = days_of_label(label)
+    start, end = (datetime.combine(day, time(), UTC) for day in (first, last + _DAY))
+    return Period(start, end, label)
+
+
+def starts_of_label(label: str) -> tuple[datetime, datetime]:
+    """Between which instants, [since, until), all billing periods of a label start, whatever their time zone.
+
+    Raises:
+      PeriodError: `label` is none of any cycle.
+    """
+    first, last = days_of_label(label)
+    # By its time zone a period starts up to a day before or after; a day that a zone skips adds another.
+    since, until = (datetime.combine(day, time(), UTC) for day in (first - 2 * _DAY, last + 3 * _DAY))
+    return since, until
+
+
+def longest_of_label(label: str) -> timedelta:
+    """Longer than any billing period of a label.
+
+    Raises:
+      PeriodError: `label` is none of any cycle.
+    """
+    cycle = cycle_of_label(label)
+    return longest_days(f"{MAX_CYCLE_DAYS} days" if cycle == "days" else cycle) * _DAY + _DAY
+
+
+def local_days(start: datetime, end: datetime, time_zone: str) -> int:
+    """How many local days there are from the one that holds `start` to the one that holds `end`, that one left out.
+
+    So of a day that lies partly in one stretch of time and partly in the next, the next has all: they add up.
+    """
+    days = Calendar(time_zone, "1 days")
+    return _number_of(end, days) - _number_of(start, days)
 
 
 def usage_window(instant: datetime, period: Period) -> tuple[datetime, datetime]:
@@ -87,31 +119,26 @@ def local_time(instant: datetime, time_zone: str) -> datetime:
     return instant.astimezone(_zone(time_zone))
 
 
-def _month_of(instant: datetime, time_zone: str, anchor_day: int) -> int:
-    """The month, counted from year 0, whose period holds the instant."""
-    local = instant.astimezone(_zone(time_zone))
-    month = local.year * 12 + local.month - 1
+def _number_of(instant: datetime, calendar: Calendar) -> int:
+    """Which period of its calendar holds the instant."""
+    number = calendar.number_of(instant.astimezone(_zone(calendar.time_zone)).date())
     # The local date alone does not decide: after midnight a clock may be set back to the day before.
-    if instant < _start(month, time_zone, anchor_day):
-        return month - 1
-    return month if instant < _start(month + 1, time_zone, anchor_day) else month + 1
+    while instant < _start(number, calendar):
+        number -= 1
+    while instant >= _start(number + 1, calendar):
+        number += 1
+    return number
 
 
 @lru_cache(maxsize=1 << 16)
-def _period(month: int, time_zone: str, anchor_day: int) -> Period:
-    return Period(
-        start=_start(month, time_zone, anchor_day),
-        end=_start(month + 1, time_zone, anchor_day),
-        label=f"{month // 12:04}-{month % 12 + 1:02}",
-    )
+def _period(number: int, calendar: Calendar) -> Period:
+    label = label_of(calendar.first_day(number), calendar.cycle)
+    return Period(_start(number, calendar), _start(number + 1, calendar), label)
 
 
 @lru_cache(maxsize=1 << 16)
-def _start(month: int, time_zone: str, anchor_day: int) -> datetime:
-    assert 1 <= anchor_day <= 31, f"expected a day from 1 to 31, got {anchor_day}"
-    year, month_index = divmod(month, 12)
-    last_day = monthrange(year, month_index + 1)[1]
-    return _first_instant(date(year, month_index + 1, min(anchor_day, last_day)), _zone(time_zone))
+def _start(number: int, calendar: Calendar) -> datetime:
+    return _first_instant(calendar.first_day(number), _zone(calendar.time_zone))
 
 
 def _first_instant(day: date, zone: ZoneInfo) -> datetime:

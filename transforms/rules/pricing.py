@@ -7,21 +7,17 @@ interval costs `C(to) − C(from)`, so any cutting of a period into intervals ad
 from __future__ import annotations
 
 from collections.abc import Callable
-from datetime import datetime, timedelta
 from decimal import Decimal, localcontext
 from typing import Any
 
-from meterline.schemas.catalog import Fixed, UsagePrice
-from meterline.transforms.rules.money import EXACT, check_quantity, round_amount
-from meterline.transforms.rules.periods import Period
+from meterline.schemas.catalog import UsagePrice
+from meterline.transforms.rules.money import EXACT, check_quantity
 from meterline.transforms.rules.prices.adjustments import adjusted
 from meterline.transforms.rules.prices.package import package
 from meterline.transforms.rules.prices.parts import ZERO, Parts, RateCardError, difference, total
 from meterline.transforms.rules.prices.per_unit import per_unit
 from meterline.transforms.rules.prices.percentage import dynamic, graduated_percentage, percentage
 from meterline.transforms.rules.prices.tiers import graduated, stairstep, volume
-
-_SECOND = timedelta(seconds=1)
 
 
 def charge_parts(price: UsagePrice, quantity: Decimal, events: int = 0) -> Parts:
@@ -106,21 +102,6 @@ def charge_interval(
 
 # The step before: most steps begin where another ended. One tuple, so that threads do not mix two steps.
 _last: tuple[Any, Any, bool, Any, int, Parts] = (None, None, False, None, 0, ())
-
-
-def fixed_fee(price: Fixed, period: Period, subscription_start: datetime, subscription_end: datetime | None) -> Decimal:
-    """The recurring fee of a period, prorated by the seconds that the subscription covers.
-
-    Returns:
-      Currency units, rounded half-even to 18 decimals; 0 when the subscription covers nothing.
-
-    Source: docs/rules.md, "Fixed fees and proration".
-    """
-    start = max(period.start, subscription_start)
-    end = period.end if subscription_end is None else min(period.end, subscription_end)
-    covered_seconds = max((end - start) // _SECOND, 0)
-    with localcontext(EXACT):
-        return round_amount(price.amount * covered_seconds, (period.end - period.start) // _SECOND)
 
 
 _Model = Callable[[Any, Decimal, Decimal], Parts]

@@ -12,7 +12,8 @@ from meterline.schemas.event import Reason
 from meterline.schemas.records import Invoice, RatingKey
 from meterline.transforms.rules.aggregation import Cell, Usage
 from meterline.transforms.rules.attribution import Directory
-from meterline.transforms.rules.invoicing import Billed, BilledKey, next_invoice, statements
+from meterline.transforms.rules.fees import Billed, BilledKey
+from meterline.transforms.rules.invoicing import next_invoice, statements
 from meterline.transforms.rules.line_items import line_items
 from meterline.transforms.rules.money import MoneyError, QuantityError, RoundingMode
 from meterline.transforms.rules.prices.parts import RateCardError

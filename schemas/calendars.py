@@ -1,0 +1,68 @@
+"""When billing periods start: a cycle, counted from an anchor date, in a time zone."""
+
+from __future__ import annotations
+
+import re
+from calendar import monthrange
+from datetime import date
+from typing import NamedTuple
+
+MONTHS_OF_CYCLE = {"monthly": 1, "quarterly": 3, "yearly": 12}
+CYCLE_PATTERN = r"^(weekly|monthly|quarterly|yearly|[1-9][0-9]{0,2} days)$"
+MAX_CYCLE_DAYS = 366
+# A Monday, and the first day of a month, a quarter and a year.
+FIRST_ANCHOR = date(1973, 1, 1)
+
+
+class Calendar(NamedTuple):
+    """Billing periods start at local midnight, every so many months or days from the anchor on, and before it.
+
+    A month that is too short for the anchor's day has its last day instead.
+
+    Args:
+      time_zone: IANA name.
+      cycle: weekly, monthly, quarterly, yearly, or a number of days like `10 days`.
+      anchor: A local date on which a period starts. Of it only what the cycle needs counts: the day of the week, the
+        day of the month, the month.
+    """
+
+    time_zone: str = "UTC"
+    cycle: str = "monthly"
+    anchor: date = FIRST_ANCHOR
+
+    @property
+    def months(self) -> int:
+        """Length of a period in months; 0 where it is counted in days."""
+        return MONTHS_OF_CYCLE.get(self.cycle, 0)
+
+    @property
+    def days(self) -> int:
+        """Length of a period in days; 0 where it is counted in months."""
+        if self.cycle == "weekly":
+            return 7
+        found = re.fullmatch(r"([0-9]+) days", self.cycle)
+        return int(found[1]) if found else 0
+
+    def first_day(self, number: int) -> date:
+        """The local date on which a period starts; they are counted from the anchor (days) or the year 0 (months)."""
+        if self.days:
+            return date.fromordinal(self.anchor.toordinal() + number * self.days)
+        year, month = divmod(number * self.months + self._offset, 12)
+        return date(year, month + 1, min(self.anchor.day, monthrange(year, month + 1)[1]))
+
+    def number_of(self, day: date) -> int:
+        """The period whose first day is the last one not after the date."""
+        if self.days:
+            return (day.toordinal() - self.anchor.toordinal()) // self.days
+        number = (day.year * 12 + day.month - 1 - self._offset) // self.months
+        return number if self.first_day(number) <= day else number - 1
+
+    @property
+    def _offset(self) -> int:
+        return (self.anchor.month - 1) % self.months
+
+
+def longest_days(cycle: str) -> int:
+    """The most days that a period of a cycle may have, and one for clock changes."""
+    calendar = Calendar(cycle=cycle)
+    return (calendar.days or 31 * calendar.months) + 1
