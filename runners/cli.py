@@ -26,6 +26,7 @@ from meterline.runners.clickhouse_server.command import app as clickhouse_app
 from meterline.runners.dataflow.place import DataflowError, Place
 from meterline.runners.flink.commands import app as flink_app
 from meterline.runners.flink.home import FlinkError
+from meterline.runners.imports import spare
 from meterline.runners.metrics.command import metrics
 from meterline.runners.pubsub import commands as pubsub_commands
 from meterline.runners.rate_stream import Elsewhere, Engine, rate_here, rate_on_dataflow, rate_on_flink
@@ -690,6 +691,8 @@ def main() -> None:
     """Run the command; a user's mistake is a sentence and an exit code, never a traceback."""
     # Until a job runs (runners.direct): modules are loaded, and nothing of them can be collected.
     gc.disable()
+    if not any("dataflow" in argument for argument in sys.argv):
+        spare()
     # What goes wrong in a stage is told once, below; Beam would print it with its own traceback.
     logging.getLogger("apache_beam").setLevel(logging.CRITICAL)
     logging.getLogger().setLevel(logging.CRITICAL)
