@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
@@ -250,9 +250,19 @@ class Attributor:
                 self._found.append(
                     (line | int(segment.start.timestamp()), line | int(segment.end.timestamp()), segment)
                 )
-            self._found.sort(key=lambda item: item[0])
-            self._starts = np.asarray([start for start, _, _ in self._found], np.int64)
-            self._ends = np.asarray([end for _, end, _ in self._found], np.int64)
+            self._order()
+
+    def learn(self, known: Iterable[tuple[str, str, Segment]]) -> None:
+        """Keep segments of accounts' usage of meters, so that they are not looked up one by one."""
+        for account, meter_id, one in known:
+            line = self._timelines.setdefault((account, meter_id), len(self._timelines)) << 34
+            self._found.append((line | int(one.start.timestamp()), line | int(one.end.timestamp()), one))
+        self._order()
+
+    def _order(self) -> None:
+        self._found.sort(key=lambda item: item[0])
+        self._starts = np.asarray([start for start, _, _ in self._found], np.int64)
+        self._ends = np.asarray([end for _, end, _ in self._found], np.int64)
 
     @staticmethod
     def _content_hash(

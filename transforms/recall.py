@@ -248,6 +248,8 @@ _VALUES = {
     Aggregation.LATEST: "max((toUnixTimestamp64Micro(time), id, source, quantity))",
     Aggregation.DISTINCT: "groupUniqArray(counted)",
 }
+# How ClickHouse adds up the quantities, or counted values, of a meter's events; `found_value` reads what comes out.
+ADDED_UP = {Aggregation.SUM: _SUM, **_VALUES}
 _WRITTEN = """
 SELECT rating_key_id AS key, toInt64(toUnixTimestamp64Second(window_start)) AS window, account_id,
        event_count AS events, voided_count AS voided, revision, quantity_from, quantity_to
@@ -449,7 +451,7 @@ class _Archived:
                 if row["key"] not in self._keys:
                     continue
                 key = self._keys[row["key"]][1]
-                usage = Usage(row["events"], _value(aggregation, row["value"]))
+                usage = Usage(row["events"], found_value(aggregation, row["value"]))
                 cell = Cell(window_bounds(key, row["hour"])[0], row["account_id"])
                 add(aggregation, found.setdefault(row["key"], {}), cell, usage)
         stored: dict[int, dict[Cell, tuple[Any, ...]]] = {}
@@ -464,7 +466,7 @@ class _Archived:
                 yield text.encode(), Pane(usages, since, is_archived=True).packed(aggregation)
 
 
-def _value(aggregation: Aggregation, value: Any) -> Any:
+def found_value(aggregation: Aggregation, value: Any) -> Any:
     """What ClickHouse found, as rules/aggregation.py has it."""
     match aggregation:
         case Aggregation.DISTINCT:

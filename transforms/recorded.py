@@ -1,73 +1,24 @@
 """Recorded usage under another catalog: what the archived events of a billing period are as usage of its rating keys.
 
-The bytes of the events are read by the stages' own functions, part by part, and what comes out is one usage for each
-rating key; nothing is stored.
+The archive says of an event what its meters read then. Where the new catalog's meters need nothing else, ClickHouse
+adds the events up (`recorded_columns`); otherwise the events' bytes are read again by the stages' own functions
+(`recorded_bytes`). Both give one usage for each rating key, and nothing is stored.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable
 
-import numpy as np
-import pyarrow as pa
-
-from meterline.schemas.event import microseconds
-from meterline.schemas.records import RatingKey
-from meterline.schemas.voids import VOID_TYPE
-from meterline.transforms import clickhouse
-from meterline.transforms.attribute import Attributor
-from meterline.transforms.blocks import Block, Records
-from meterline.transforms.meter import Totals
-from meterline.transforms.rules.aggregation import Usage, merge
+from meterline.schemas.meters import Meter
+from meterline.transforms.recorded_bytes import read_bytes
+from meterline.transforms.recorded_columns import Columns
+from meterline.transforms.recorded_parts import Found, cut, parts
 from meterline.transforms.rules.attribution import Directory
-from meterline.transforms.rules.fees import period_label
 from meterline.transforms.rules.periods import Period, period_with_label, utc_days_of_label
-from meterline.transforms.scan import Scanner
-from meterline.transforms.shape import EventShape
 
-# Events that are read at once: what is held in memory.
-_AT_ONCE = 200_000
-_DAY = 86_400
-# Of archived events, whether they came in time was decided when they came.
-_RECEIVED = microseconds(datetime(2200, 1, 1, tzinfo=UTC))
-
-
-class Part(NamedTuple):
-    """Archived events that are read together: those of some payers at seconds [start, end)."""
-
-    tenant_id: str
-    billing_accounts: tuple[str, ...]
-    start: int
-    end: int
-    events: int
-
-    @property
-    def parameters(self) -> dict[str, Any]:
-        return {
-            "tenant": self.tenant_id,
-            "accounts": list(self.billing_accounts),
-            "start": self.start,
-            "end": self.end,
-        }
-
-
-@dataclass
-class Recorded:
-    """What a period's archived events are under a catalog.
-
-    Args:
-      usage: By the text of the rating key.
-      events: How many were looked at; some may lie in periods next to this one.
-      rejected: Of the UTC days that name the period, those that the catalog would not accept, by reason.
-    """
-
-    usage: dict[str, Usage] = field(default_factory=dict)
-    events: int = 0
-    rejected: Counter[str] = field(default_factory=Counter)
+# Events that are added up, or whose bytes are read, at once: what is held in memory.
+_ADDED_AT_ONCE = 2_000_000
+_READ_AT_ONCE = 200_000
 
 
 def period_bounds(label: str, book: Directory) -> Period:
@@ -77,122 +28,30 @@ def period_bounds(label: str, book: Directory) -> Period:
     return Period(min(one.start for one in periods), max(one.end for one in periods), label)
 
 
-_PAYERS = f"""
-SELECT tenant_id, billing_account_id, count() AS events FROM usage_events
-WHERE type != '{VOID_TYPE}' AND time >= fromUnixTimestamp64Second({{start:Int64}}, 'UTC')
-  AND time < fromUnixTimestamp64Second({{end:Int64}}, 'UTC')
-GROUP BY tenant_id, billing_account_id ORDER BY tenant_id, billing_account_id
-"""
-
-
-def parts(url: str, period: Period, at_once: int = _AT_ONCE) -> list[Part]:
-    """The archived events of a stretch of time, cut by payer and, where one has very many, by time."""
-    start, end = int(period.start.timestamp()), int(period.end.timestamp())
-    made: list[Part] = []
-    for row in clickhouse.query(url, _PAYERS, {"start": start, "end": end}).to_pylist():
-        tenant, payer, events = row["tenant_id"], row["billing_account_id"], row["events"]
-        last = made[-1] if made else None
-        if last and last.tenant_id == tenant and last[2:4] == (start, end) and last.events + events <= at_once:
-            accounts = (*last.billing_accounts, payer)
-            made[-1] = last._replace(billing_accounts=accounts, events=last.events + events)
-            continue
-        pieces = min(-(-events // at_once), -(-(end - start) // _DAY))
-        days = -(-(end - start) // _DAY // pieces) * _DAY
-        for first in range(start, end, days):
-            made.append(Part(tenant, (payer,), first, min(first + days, end), -(-events // pieces)))
-    return made
-
-
-_PAYLOADS = f"""
-SELECT payload, toInt64(toUnixTimestamp64Second(toDateTime64(time, 0, 'UTC'))) AS second FROM usage_events FINAL
-WHERE tenant_id = {{tenant:String}} AND billing_account_id IN {{accounts:Array(String)}} AND type != '{VOID_TYPE}'
-  AND time >= fromUnixTimestamp64Second({{start:Int64}}, 'UTC')
-  AND time < fromUnixTimestamp64Second({{end:Int64}}, 'UTC')
-  AND (tenant_id, source, id, time) NOT IN (
-      SELECT tenant_id, source, id, time FROM voids WHERE tenant_id = {{tenant:String}})
-"""
-
-
-@dataclass
-class Reader:
-    """Reads the archive of a period as usage under a catalog."""
-
-    url: str
-    book: Directory
-    label: str
-    found: Recorded = field(default_factory=Recorded)
-
-    def __post_init__(self) -> None:
-        self._days = utc_days_of_label(self.label)
-        self._aggregations = {meter.id: meter.aggregation for meter in self.book.catalog.meters}
-        self._labels: dict[tuple[str, datetime], str | None] = {}
-
-    def read(self, part: Part) -> None:
-        """Add the usage of a part."""
-        totals, attributor = Totals(), Attributor(self.book)
-        scanner = Scanner(EventShape.of(self.book.catalog))
-        table = clickhouse.query(self.url, _PAYLOADS, part.parameters, as_text=False)
-        for batch in table.to_batches():
-            records = _records(batch["payload"])
-            block = Block(records, np.arange(len(records)), "", _RECEIVED)
-            scanned = scanner.scan(records, _RECEIVED)
-            in_days = self._is_in_days(batch["second"])
-            for place, reason, _ in scanned.rejected:
-                self.found.rejected[reason] += bool(in_days[place])
-            if scanned.events.num_rows:
-                events = scanned.events.append_column("origin", block.origins(scanned.places))
-                events = events.append_column("position", pa.array(scanned.places))
-                attributed, unknown = attributor.attribute(events)
-                seconds = unknown["time"].cast(pa.timestamp("s", tz="UTC"), safe=False)
-                self.found.rejected["unknown_subject"] += int(self._is_in_days(seconds).sum())
-                totals.add(attributed, self._aggregations)
-            self.found.events += len(records)
-        for text, _, usages in totals.take():
-            for usage in usages.values():
-                self._add(text, usage)
-
-    def _is_in_days(self, seconds: pa.Array) -> np.ndarray:
-        start, end = (int(instant.timestamp()) for instant in self._days[:2])
-        found = np.asarray(seconds.cast(pa.int64()))
-        return (found >= start) & (found < end)
-
-    def _add(self, text: str, usage: Usage) -> None:
-        key = RatingKey.parse(text)
-        if self._label_of(key) == self.label:
-            known = self.found.usage.get(text)
-            self.found.usage[text] = usage if known is None else merge(self._aggregations[key.meter_id], known, usage)
-
-    def _label_of(self, key: RatingKey) -> str | None:
-        if not key.subscription_id:
-            return f"{key.period_start:%Y-%m}"
-        name = key.subscription_id, key.period_start
-        if name not in self._labels:
-            self._labels[name] = period_label(key, self.book)
-        return self._labels[name]
-
-
-def _records(payloads: pa.Array) -> Records:
-    """A column of bytes as records, over one copy of them."""
-    _, offsets, data = payloads.buffers()
-    width = np.int64 if pa.types.is_large_binary(payloads.type) else np.int32
-    bounds = np.frombuffer(offsets, width)[payloads.offset : payloads.offset + len(payloads) + 1].astype(np.int64)
-    text = data.to_pybytes() if data is not None else b""
-    return Records(text, bounds[:-1], bounds[1:])
-
-
 def read(
-    url: str, book: Directory, label: str, show: Callable[[int, int], None] = lambda done, events: None
-) -> Recorded:
+    url: str,
+    book: Directory,
+    label: str,
+    recorded_by: Iterable[Meter],
+    show: Callable[[int, int], None] = lambda done, events: None,
+) -> Found:
     """The usage of a period under a catalog.
 
     Args:
+      recorded_by: The meters that the archived events were read by.
       show: Called again and again with how many archived events are read, and how many there are.
     """
-    todo = parts(url, period_bounds(label, book))
+    period = period_bounds(label, book)
+    found = Found(book, utc_days_of_label(label))
+    columns = Columns(url, found, tuple(recorded_by))
+    todo = parts(url, period, _ADDED_AT_ONCE)
     events, done = sum(part.events for part in todo), 0
-    reader = Reader(url, book, label)
     for part in todo:
         show(done, events)
-        reader.read(part)
-        done += part.events
-    return reader.found
+        left = columns.read(part)
+        for some in cut(part, _READ_AT_ONCE) if left else ():
+            read_bytes(url, some, left, found)
+            done += some.events
+            show(done, events)
+        done += 0 if left else part.events
+    return found

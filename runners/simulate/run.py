@@ -17,7 +17,7 @@ from meterline.schemas.catalog import Catalog
 from meterline.schemas.catalog_files import load_catalog
 from meterline.schemas.records import Invoice, RatingKey
 from meterline.transforms import catalogs, clickhouse, recorded
-from meterline.transforms.recorded import Recorded
+from meterline.transforms.recorded_parts import Found
 from meterline.transforms.rules.attribution import Directory, directory
 from meterline.transforms.rules.money import RoundingMode
 from meterline.transforms.rules.what_if import (
@@ -144,10 +144,10 @@ def simulate(
     books = directory(today), directory(new)
     _check_archive(url, period, books)
     if anew:
-        before = _rated(url, period, books[0], "today", console)[1].used
+        before = _rated(url, period, books[0], today, "today", console)[1].used
     else:
         before = _stored(url, period, books[0], console)
-    found, after = _rated(url, period, books[1], "new", console)
+    found, after = _rated(url, period, books[1], today, "new", console)
     return Simulation(
         period,
         (today.digest, new.digest),
@@ -188,14 +188,16 @@ def _stored(url: str, period: str, book: Directory, console: Console | None) -> 
     return used
 
 
-def _rated(url: str, period: str, book: Directory, name: str, console: Console | None) -> tuple[Recorded, PricedUsage]:
+def _rated(
+    url: str, period: str, book: Directory, today: Catalog, name: str, console: Console | None
+) -> tuple[Found, PricedUsage]:
     with _bar(console) as progress:
         task = progress.add_task(f"rating recorded usage ({name})", total=None, done="")
 
         def show(done: int, events: int) -> None:
             progress.update(task, completed=done, total=max(events, 1), done=f"{done:,} of {events:,} events")
 
-        found = recorded.read(url, book, period, show)
+        found = recorded.read(url, book, period, today.meters, show)
     return found, priced_usage(found.usage, book)
 
 
