@@ -46,6 +46,7 @@ EXAMPLES = {
             "Output tokens (claude-sonnet-4-6, standard)": "0.0375",
         },
     ),
+    "copilot-business/400-licenses": ("12600.00", {"Licenses": "7600", "AI credits": "5000"}),
     "deepseek-api/a-million-each": (
         "7.98",  # 7.986, each line rounded
         {
@@ -59,6 +60,7 @@ EXAMPLES = {
     ),
     "supabase-logs/example-12gb": ("38.50", {"Pro plan": "25", "Micro compute": "10", "Logs ingested": "3.5"}),
     "supabase-logs/example-2gb": ("35.00", {"Pro plan": "25", "Micro compute": "10"}),
+    "telecom-calls/45-seconds": ("0.04", {"Calls": "0.04"}),
 }
 
 
