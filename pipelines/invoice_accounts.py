@@ -84,7 +84,7 @@ HAVING sum(event_count) > 0
 """
 _POSTED = """
 SELECT tenant_id, billing_account_id, account_id, subscription_id, charge_id, meter_id, rate_card_version,
-       dimensions, period_start, period_end, currency,
+       dimensions, period_start, period_end, currency, kind, source,
        CAST(sum(toDecimal256(quantity, 12)), 'Decimal(38, 12)') AS quantity,
        sum(toDecimal256(amount, 18)) AS amount
 FROM invoice_lines FINAL
@@ -159,7 +159,8 @@ def _posted(rows: pa.Table) -> dict[BilledKey, tuple[Billed, str]]:
         names = ("tenant_id", "billing_account_id", "subscription_id", "charge_id", "meter_id", "rate_card_version")
         dimensions = tuple(map(tuple, row["dimensions"]))
         key = RatingKey._make([*(row[name] for name in names), row["period_start"], row["period_end"], dimensions])
-        posted[BilledKey(key, row["account_id"])] = (Billed(row["quantity"], row["amount"]), row["currency"])
+        one = BilledKey(key, row["account_id"], row["kind"], row["source"])
+        posted[one] = (Billed(row["quantity"], row["amount"]), row["currency"])
     return posted
 
 
@@ -176,7 +177,9 @@ class _InvoiceFn(beam.DoFn):
         if waits:
             statement = in_advance(statement, book, options.now)
         status = "issued" if options.issue else "draft"
-        invoice = next_invoice(statement, book, status=status, made_at=options.now, rounding=options.rounding)
+        invoice = next_invoice(
+            statement, book, status=status, made_at=options.now, rounding=options.rounding, ended=ended
+        )
         if invoice is None and waits:
             Metrics.counter("invoice", "not_ended").inc()
             return
@@ -230,6 +233,7 @@ def line_rows(invoices: Iterable[Invoice]) -> pa.Table:
             "line_number": pa.array([number for _, number, _ in pairs], pa.uint32()),
             "invoice_line_id": [invoice.line_id(line) for invoice, _, line in pairs],
             **key_columns([line.key for line in lines]),
+            "rating_key_id": pa.array([line.about_id for line in lines], pa.uint64()),
             "account_id": [line.account_id for line in lines],
             "description": [line.description for line in lines],
             "unit": [line.unit for line in lines],
@@ -238,6 +242,9 @@ def line_rows(invoices: Iterable[Invoice]) -> pa.Table:
             "amount": pa.array([line.amount for line in lines], MONEY),
             "currency": [invoice.currency for invoice, _, _ in pairs],
             "reason": [line.reason for line in lines],
+            "kind": [line.kind for line in lines],
+            "source": [line.source for line in lines],
+            "terms": [line.terms for line in lines],
         }
     )
 

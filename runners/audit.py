@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
+from meterline.runners.audit_adjustments import adjustments
 from meterline.schemas.catalog import Catalog
 from meterline.schemas.meters import Aggregation
 from meterline.schemas.voids import VOID_TYPE
@@ -47,6 +48,7 @@ def audit(
     ask = _Question(url, _scope(url, period, accounts))
     for law, counted, broken in _LAWS if period else (*_LAWS, _RUNS):
         yield ask.checked(law, counted, broken)
+    yield _adjustments(ask)
     if catalog is not None:
         added = [one.id for one in catalog.meters if one.aggregation in (Aggregation.SUM, Aggregation.COUNT)]
         ask.parameters["meters"] = added
@@ -261,6 +263,19 @@ _LAWS: tuple[tuple[str, str, str], ...] = (
            ) AS lines USING (invoice_id) WHERE toDecimal256(total, 18) != line_sum ORDER BY number, invoice_id""",
     ),
     (
+        "no charge is discounted by more than it comes to",
+        f"SELECT count() AS discount_lines FROM invoice_lines FINAL WHERE kind = 'discount' AND invoice_id IN "
+        f"(SELECT invoice_id FROM {_INVOICES})",
+        f"""SELECT billing_account_id, period, subscription_id, charge_id, rate_card_version,
+                   sumIf(toDecimal256(amount, 18), kind = 'charge') AS charged,
+                   sumIf(toDecimal256(amount, 18), kind = 'discount') AS discounted
+           FROM (SELECT * FROM invoice_lines FINAL WHERE charge_id != '') AS lines
+           INNER JOIN (SELECT invoice_id, period FROM {_INVOICES} WHERE status = 'issued') AS issued USING (invoice_id)
+           GROUP BY tenant_id, billing_account_id, period, subscription_id, charge_id, rate_card_version, currency
+           HAVING charged + discounted < 0 AND discounted < 0
+           ORDER BY billing_account_id, period, subscription_id, charge_id, rate_card_version""",
+    ),
+    (
         "the postings of an issued invoice add up to 0",
         "SELECT uniqExact(invoice_id) AS posted_invoices FROM postings",
         f"""SELECT invoice_id, sum(toDecimal256(amount, 18)) AS balance FROM postings FINAL
@@ -270,6 +285,13 @@ _LAWS: tuple[tuple[str, str, str], ...] = (
            WHERE status = 'issued' AND invoice_id NOT IN (SELECT invoice_id FROM postings)""",
     ),
 )
+_ADJUSTMENTS = f"""
+SELECT invoice_id, invoices.tenant_id AS tenant_id, invoices.billing_account_id AS billing_account_id, period,
+       invoices.currency AS currency, sequence, kind, source, rate_card_version, dimensions, terms, amount
+FROM (SELECT * FROM invoice_lines FINAL WHERE kind != 'charge') AS lines
+INNER JOIN {_INVOICES} AS invoices USING (invoice_id)
+ORDER BY tenant_id, billing_account_id, period, currency, sequence, invoice_id, line_number
+"""
 _RUNS = (
     "every record of a run was accepted, a duplicate or rejected",
     "SELECT sum(records) AS records, count() AS runs FROM runs FINAL",
@@ -327,3 +349,15 @@ def _amounts(ask: _Question, book: Directory) -> Finding:
     return Finding(
         "amounts recompute from the catalog's prices", f"{len(rows):,} line items", len(wrong), wrong[:FIRST_ROWS]
     )
+
+
+def _adjustments(ask: _Question) -> Finding:
+    """Recompute what discounts, tax and the like come to, from the terms that their lines record."""
+    rows = ask.rows(_ADJUSTMENTS)
+    wrong = [
+        {name: one.row[name] for name in ("invoice_id", "kind", "source")} | {"amount": one.amount, "terms": one.terms}
+        for one in adjustments(rows)
+        if not one.holds
+    ]
+    law = "discounts, credits and tax recompute from the terms on their lines"
+    return Finding(law, f"{len(rows):,} lines", len(wrong), wrong[:FIRST_ROWS])

@@ -11,6 +11,7 @@ from decimal import Decimal, localcontext
 from typing import Any, TypeVar
 
 from meterline.runners import meter_words, tables
+from meterline.runners.adjustment_words import adjustment_words
 from meterline.runners.explanation import (
     Billing,
     CountedEvent,
@@ -156,7 +157,7 @@ _LINE = """
 SELECT invoice_id, line_number, invoice_line_id, tenant_id, billing_account_id, account_id, subscription_id, charge_id,
        meter_id, rate_card_version, rating_key_id, dimensions, period_start,
        period_end, description, unit, quantity, exact_amount, amount, currency,
-       reason
+       reason, kind AS line_kind, source, terms
 FROM invoice_lines FINAL
 """
 _ITEM = """
@@ -543,18 +544,20 @@ def _line(
     sums = {account: _due(lines) for account, lines in until.items()}
     exact, share = sums[row["account_id"]]
 
-    subscription, price = _catalog_price(ask.book, row)
+    is_charge = row["line_kind"] == "charge"
+    subscription, price = _catalog_price(ask.book, row) if is_charge else (None, None)
     fee = _fee(price, subscription, row) if isinstance(price, Fixed) and subscription else None
-    standing = _standing(totals.get(about), own, fee=not (row["meter_id"] and any(one.quantity for one in own)))
+    used = is_charge and row["meter_id"] and any(one.quantity for one in own)
+    standing = _standing(totals.get(about), own, fee=not used)
     return Line(
         **{name: row[name] for name in _LINE_COLUMNS},
         rating_key_id=str(row["rating_key_id"]),
         dimensions=dict(row["dimensions"]),
-        meter=ask.meter(row["meter_id"]),
+        meter=ask.meter(row["meter_id"]) if is_charge else "",
         invoice_number=this.invoice_number,
         status=this.status,
         sequence=this.sequence,
-        price=_price(ask, row, price, tiers),
+        price=_price(ask, row, price, tiers) if is_charge else _computed(row),
         fee=fee,
         rounding=Rounding(
             exact=sum((due for due, _ in sums.values()), _ZERO),
@@ -576,8 +579,13 @@ def _line(
 _LINE_COLUMNS = (
     *("invoice_line_id", "invoice_id", "line_number", "tenant_id", "billing_account_id", "account_id"),
     *("subscription_id", "charge_id", "meter_id", "rate_card_version", "period_start", "period_end", "description"),
-    *("quantity", "unit", "exact_amount", "amount", "currency", "reason"),
+    *("quantity", "unit", "exact_amount", "amount", "currency", "reason", "line_kind", "source"),
 )
+
+
+def _computed(row: Mapping[str, Any]) -> Price:
+    """Of a line that is no charge: what it was computed from."""
+    return Price(row["line_kind"], adjustment_words(row["line_kind"], row["terms"], row["currency"]), "terms")
 
 
 def _line_items(

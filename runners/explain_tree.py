@@ -93,10 +93,19 @@ def _render_invoice(one: Invoice) -> Tree:
     tree.add(_words(f"{one.status} {instant_text(one.made_at)}{corrects} · ", _id(one.invoice_id)))
     charges: dict[tuple[str, str, str], list[Line]] = {}
     for line in one.lines:
-        charges.setdefault((line.subscription_id, line.charge_id, line.rate_card_version), []).append(line)
+        if line.line_kind == "charge":
+            charges.setdefault((line.subscription_id, line.charge_id, line.rate_card_version), []).append(line)
     for (_, charge, version), lines in charges.items():
         texts = dict.fromkeys(line.price.text for line in lines)
         tree.add(Group(_words((charge, "bold"), f", prices of {version}: {'; '.join(texts)}"), _charge_table(lines)))
+    adjustments: dict[tuple[str, str], list[Line]] = {}
+    for line in one.lines:
+        if line.line_kind != "charge":
+            adjustments.setdefault((line.line_kind, line.source), []).append(line)
+    for (kind, source), lines in adjustments.items():
+        texts = dict.fromkeys(line.price.text for line in lines)
+        head = _words((f"{kind.replace('_', ' ')} {source}", "bold"), f": {'; '.join(texts)}")
+        tree.add(Group(head, _adjustment_table(lines)))
     total = sum((line.amount for line in one.lines), _ZERO)
     mark = ("✓ ", "green") if total == one.total else ("≠ ", "red")
     tree.add(_words(mark, f"each charge is rounded once, the lines add up to {tables.money(total, one.currency)}"))
@@ -132,6 +141,15 @@ def _charge_table(lines: Sequence[Line]) -> Table:
     return made
 
 
+def _adjustment_table(lines: Sequence[Line]) -> Table:
+    made = _table("what", "of", ">amount", "explain further")
+    made.columns[-1].min_width = 27
+    for line in lines:
+        money = tables.money(line.amount, line.currency).split()[0]
+        made.add_row(_words(line.description), _words(line.account_id), money, _words(_id(line.invoice_line_id)))
+    return made
+
+
 def _render_line(one: Line) -> Tree:
     tree = Tree(
         _words((one.description, "bold"), f" · {one.account_id} · ", (tables.money(one.amount, one.currency), "bold"))
@@ -143,7 +161,11 @@ def _render_line(one: Line) -> Tree:
         )
     )
     tree.add(_words(f"period {_span(one.period_start, one.period_end)}"))
-    tree.add(_words((f"{one.charge_id}, prices of {one.rate_card_version}: ", "bold"), one.price.text))
+    if one.line_kind == "charge":
+        head = f"{one.charge_id}, prices of {one.rate_card_version}: "
+    else:
+        head = f"{one.line_kind.replace('_', ' ')} {one.source}: "
+    tree.add(_words((head, "bold"), one.price.text))
     if one.meter:
         tree.add(_words((f"meter {one.meter_id}: ", "bold"), one.meter))
     if one.fee:
@@ -155,7 +177,8 @@ def _render_line(one: Line) -> Tree:
         total = sum((tier.amount for tier in one.tiers), _ZERO)
         made.add_row("sum", tables.number(one.standing.quantity), one.unit, tables.number(total), style="bold")
         tree.add(made)
-    tree.add(_words("rounded: ", *_rounded(one)))
+    if one.line_kind == "charge":
+        tree.add(_words("rounded: ", *_rounded(one)))
     if one.came_after:
         tree.add(_words(*_after(one)))
     for title, billings in (("billed before", one.earlier), ("billed later", one.later)):

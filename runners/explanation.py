@@ -29,8 +29,8 @@ class _Node:
 class Price(_Node):
     """How a quantity becomes an amount, in words.
 
-    `source` is `catalog`; `recorded` where the catalog is not at hand, or differs from what was charged; or `none` for
-    usage that no charge prices.
+    `source` is `catalog`; `recorded` where the catalog is not at hand, or differs from what was charged; `terms` for a
+    line that is no charge, where `text` says what it was computed from; or `none` for usage that no charge prices.
     """
 
     model: str
@@ -221,6 +221,8 @@ class Line(_Node):
     amount: Decimal
     currency: str
     reason: str
+    line_kind: str
+    source: str
     price: Price
     fee: Fee | None
     rounding: Rounding

@@ -23,7 +23,7 @@ ORDER BY tenant_id, billing_account_id, currency, sequence
 _LINES = """
 SELECT line_number, invoice_line_id, account_id, subscription_id, charge_id, meter_id, rate_card_version, dimensions,
        period_start, period_end,
-       description, quantity, unit, exact_amount, amount, currency, reason
+       description, quantity, unit, exact_amount, amount, currency, reason, kind, source, terms
 FROM invoice_lines FINAL
 WHERE invoice_id = {invoice_id:String}
 ORDER BY line_number

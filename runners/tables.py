@@ -161,12 +161,12 @@ def invoice_lines(head: dict[str, Any], rows: Sequence[dict[str, Any]]) -> Table
         ">amount",
     )
     for row in rows:
-        late = "" if row["reason"] in ("usage", "fee") else f" ({row['reason'].replace('_', ' ')})"
+        late = "" if row["reason"] in ("usage", "fee", row["kind"]) else f" ({row['reason'].replace('_', ' ')})"
         made.add_row(
             shown(row["description"] + late),
             row["account_id"],
             row["rate_card_version"],
-            number(row["quantity"]),
+            number(row["quantity"]) if row["kind"] == "charge" else "",
             shown(row["unit"]),
             number(row["exact_amount"]),
             money(row["amount"], row["currency"]),

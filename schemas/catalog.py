@@ -38,8 +38,10 @@ from meterline.schemas.catalog_fields import (
     Record,
     decimal_schema,
     misplaced,
+    unless,
     zone,
 )
+from meterline.schemas.catalog_money import AccountTax, Discount, Redemption, TaxRate
 from meterline.schemas.meters import Meter
 
 
@@ -386,6 +388,9 @@ class RateCard(Record):
     id: Id
     name: Name = ""
     currency: Currency
+    prices_include_tax: Annotated[Flag, unless(False)] = Field(
+        False, description="Whether tax is part of the prices; else it comes on top."
+    )
     versions: tuple[RateCardVersion, ...] = Field(min_length=1, description="In the order they take effect.")
 
     @model_validator(mode="after")
@@ -416,6 +421,7 @@ class Charge(Record):
     id: Id
     name: Name = ""
     meter: Id | None = Field(None, description="The meter whose usage it bills; none for a fixed fee.")
+    product_code: Annotated[Id | None, unless(None)] = Field(None, description="What `tax_rates` call it.")
 
 
 class Plan(Record):
@@ -438,6 +444,9 @@ class Account(Record):
     billed: Flag | None = Field(None, description="Whether it gets invoices; default: only accounts without parent.")
     subjects: tuple[Annotated[str, StringConstraints(min_length=1, max_length=1024)], ...] = Field(
         (), description="Event subjects that are this account's; its id always is."
+    )
+    tax: Annotated[AccountTax | None, unless(None)] = Field(
+        None, description="Of a billing account: where it is taxed; none for no tax."
     )
 
     @property
@@ -507,6 +516,9 @@ class Catalog(Record):
     plans: tuple[Plan, ...] = ()
     accounts: tuple[Account, ...] = ()
     subscriptions: tuple[Subscription, ...] = ()
+    discounts: Annotated[tuple[Discount, ...], unless(())] = ()
+    redemptions: Annotated[tuple[Redemption, ...], unless(())] = ()
+    tax_rates: Annotated[tuple[TaxRate, ...], unless(())] = ()
 
     @cached_property
     def digest(self) -> str:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
-from typing import NamedTuple, Protocol, TypeVar
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from typing import Protocol, TypeVar
 
+from meterline.schemas import catalog_money_checks
 from meterline.schemas.catalog import (
     Account,
     AnyPrice,
@@ -21,21 +22,12 @@ from meterline.schemas.catalog import (
     Subscription,
     TimeOfDay,
 )
+from meterline.schemas.catalog_findings import Finding as Finding
+from meterline.schemas.catalog_findings import Place
 from meterline.schemas.meters import Aggregation, Meter
 
-# From the catalog to a part of a record: the field of `Catalog`, the record's number, keys and numbers below.
-Place = tuple[str, int, *tuple[str | int, ...]]
 
-
-class Finding(NamedTuple):
-    """A mistake `at` a place; `also` is the place it clashes with."""
-
-    at: Place
-    message: str
-    also: Place | None = None
-
-
-def findings(catalog: Catalog, broken: Mapping[str, Container[str]], complete: bool = True) -> Iterator[Finding]:
+def findings(catalog: Catalog, broken: Mapping[str, Collection[str]], complete: bool = True) -> Iterator[Finding]:
     """Every mistake between records.
 
     Args:
@@ -51,6 +43,7 @@ def findings(catalog: Catalog, broken: Mapping[str, Container[str]], complete: b
         yield from _prices_without_charge(catalog)
     yield from _accounts(catalog.accounts)
     yield from _overlaps(catalog)
+    yield from catalog_money_checks.findings(catalog, complete and not any(broken.values()))
 
 
 def _equal_ids(catalog: Catalog) -> Iterator[Finding]:
@@ -67,10 +60,13 @@ _KINDS = {
     "plans": "plan",
     "accounts": "account",
     "subscriptions": "subscription",
+    "discounts": "discount",
+    "redemptions": "redemption",
+    "tax_rates": "tax rate",
 }
 
 
-def _unknown_references(catalog: Catalog, broken: Mapping[str, Container[str]]) -> Iterator[Finding]:
+def _unknown_references(catalog: Catalog, broken: Mapping[str, Collection[str]]) -> Iterator[Finding]:
     known = {section: {record.id for record in getattr(catalog, section)} for section in _KINDS}
     for at, section, name in _references(catalog):
         if name not in known[section] and name not in broken.get(section, ()):
@@ -90,6 +86,7 @@ def _references(catalog: Catalog) -> Iterator[tuple[Place, str, str]]:
     for number, subscription in enumerate(catalog.subscriptions):
         yield ("subscriptions", number, "account"), "accounts", subscription.account
         yield ("subscriptions", number, "plan"), "plans", subscription.plan
+    yield from catalog_money_checks.references(catalog)
 
 
 class _HasId(Protocol):

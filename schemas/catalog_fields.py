@@ -252,3 +252,8 @@ Currency = Annotated[
     AfterValidator(currency),
     WithJsonSchema({"type": "string", "pattern": "^[A-Z]{3}$", "description": "ISO 4217 code."}),
 ]
+
+
+def unless(default: Any) -> Any:
+    """A field that is written only where it has another value: a catalog that does not use it keeps its digest."""
+    return Field(exclude_if=lambda value: value == default)

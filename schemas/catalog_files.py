@@ -3,7 +3,8 @@
     catalog = load_catalog("catalog/")
 
 Files may have any names, since each says under its top-level keys what it holds: `meters`, `rate_cards`,
-`plans`, `accounts`, `subscriptions`. `python -m meterline.schemas.catalog_files` prints the JSON Schema
+`plans`, `accounts`, `subscriptions`, `discounts`,
+`redemptions`, `tax_rates`. `python -m meterline.schemas.catalog_files` prints the JSON Schema
 that editors complete and check catalog files with.
 """
 
@@ -52,6 +53,7 @@ from meterline.schemas.catalog import (
     Volume,
 )
 from meterline.schemas.catalog_fields import ID_PATTERN, PATH_PATTERN, Record
+from meterline.schemas.catalog_money import AccountTax, DatedPercent, Discount, Redemption, TaxRate
 from meterline.schemas.meters import Meter
 
 MAX_DEPTH = 32
@@ -63,6 +65,9 @@ SECTIONS: dict[str, type[Record]] = {
     "plans": Plan,
     "accounts": Account,
     "subscriptions": Subscription,
+    "discounts": Discount,
+    "redemptions": Redemption,
+    "tax_rates": TaxRate,
 }
 _PRICES: dict[str, type[Record]] = {
     "per_unit": PerUnit,
@@ -89,6 +94,8 @@ _MODELS: dict[str, type[Record]] = {
     "bands": Band,
     "times": Times,
     "graduated_percentage.tiers": ShareTier,
+    "tax": AccountTax,
+    "rates": DatedPercent,
 }
 _SINGULAR = {
     "meters": "meter",
@@ -96,6 +103,12 @@ _SINGULAR = {
     "plans": "plan",
     "accounts": "account",
     "subscriptions": "subscription",
+    "discounts": "discount",
+    "redemptions": "redemption",
+    "tax_rates": "tax rate",
+    "rates": "rate",
+    "jurisdictions": "jurisdiction",
+    "product_codes": "product code",
     "versions": "version",
     "prices": "price",
     "charges": "charge",

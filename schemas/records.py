@@ -132,7 +132,8 @@ class InvoiceLine(NamedTuple):
     """What an invoice bills of one rating key and account: what should have been billed by now, less what was.
 
     Fixed fees have a key without meter. `amount` is rounded to the minor unit, `exact_amount` is what was rounded, for
-    all accounts of the key together.
+    all accounts of the key together. What is no `charge` is of another `kind`, by the catalog's record `source` with
+    the `terms` it was computed from (docs/rules.md, section 18).
     """
 
     key: RatingKey
@@ -143,6 +144,26 @@ class InvoiceLine(NamedTuple):
     exact_amount: Decimal
     amount: Decimal
     reason: str
+    kind: str = "charge"
+    source: str = ""
+    terms: str = ""
+
+    @property
+    def about_id(self) -> int:
+        """64 bits that name, with the account, what the line is about; of a charge that of its rating key."""
+        return self.key.id if self.kind == "charge" else rating_key_id("\x00".join((self.key.text, *self.by)))
+
+    @property
+    def by(self) -> tuple[str, ...]:
+        """What made it, where it is no charge."""
+        return () if self.kind == "charge" else (self.kind, self.source)
+
+    @property
+    def content(self) -> list[str]:
+        """What may not change once it is issued."""
+        numbers = (f"{self.quantity:f}", f"{self.amount:f}")
+        terms = (self.terms,) if self.by else ()
+        return [self.key.text, self.account_id, self.unit, *numbers, self.reason, *self.by, *terms]
 
 
 class Invoice(NamedTuple):
@@ -178,10 +199,7 @@ class Invoice(NamedTuple):
     @property
     def content_hash(self) -> str:
         """SHA-256 of what was billed; the time and the status are no part of it."""
-        lines = [
-            [line.key.text, line.account_id, line.unit, f"{line.quantity:f}", f"{line.amount:f}", line.reason]
-            for line in self.lines
-        ]
+        lines = [line.content for line in self.lines]
         head = [self.tenant_id, self.billing_account_id, self.period, self.currency, self.sequence]
         return hashlib.sha256(msgspec.json.encode([head, lines])).hexdigest()
 
@@ -190,5 +208,6 @@ class Invoice(NamedTuple):
         return f"inv_{self.content_hash[:24]}"
 
     def line_id(self, line: InvoiceLine) -> str:
-        digest = xxhash.xxh3_128_hexdigest(f"{self.id}\x00{line.key.text}\x00{line.account_id}".encode())
+        parts = (self.id, line.key.text, line.account_id, *line.by)
+        digest = xxhash.xxh3_128_hexdigest("\x00".join(parts).encode())
         return f"il_{digest[:24]}"

@@ -18,10 +18,12 @@ _SECOND = timedelta(seconds=1)
 
 
 class BilledKey(NamedTuple):
-    """What a line is about."""
+    """What a line is about: a charge of an account, or what a step made of such (`kind`, by the record `source`)."""
 
     key: RatingKey
     account_id: str
+    kind: str = "charge"
+    source: str = ""
 
 
 class Billed(NamedTuple):

@@ -7,10 +7,19 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from decimal import Decimal
 
-from meterline.schemas.records import Invoice, InvoiceLine, RatingKey
+from meterline.schemas.records import Invoice, InvoiceLine
 from meterline.transforms.rules.attribution import Directory
+from meterline.transforms.rules.billing.bill import Circumstances, Step, Target, made
+from meterline.transforms.rules.billing.contracts import contracts
+from meterline.transforms.rules.billing.discounts import discounts
+from meterline.transforms.rules.billing.taxes import taxes
 from meterline.transforms.rules.fees import Billed, BilledKey, charges_without_usage, is_in_advance
-from meterline.transforms.rules.money import RoundingMode, round_parts
+from meterline.transforms.rules.money import RoundingMode
+
+STEPS: tuple[Step, ...] = (discounts, taxes)
+"""From charges to what is to be paid, in this order."""
+_NOTHING = Target(Decimal(0), Decimal(0), Decimal(0))
+_ORDER = ("charge", "discount", "included_tax", "tax")
 
 
 @dataclass(frozen=True)
@@ -33,39 +42,48 @@ class Statement:
 
 
 def next_invoice(
-    statement: Statement, book: Directory, *, status: str, made_at: datetime, rounding: RoundingMode
+    statement: Statement,
+    book: Directory,
+    *,
+    status: str,
+    made_at: datetime,
+    rounding: RoundingMode,
+    ended: bool = True,
 ) -> Invoice | None:
     """The invoice that bills what is due and was not posted; None when nothing is left to bill.
 
-    Each rating key is rounded once and its accounts share the rounding by largest remainder, so that a key's lines
-    add up to its rounded charge whatever was issued before.
+    Args:
+      ended: Whether the period has ended; what is due at its end only is left out before.
 
-    Source: docs/rules.md, "Invoices".
+    Source: docs/rules.md, "Invoices" and "From charges to the total".
     """
+    targets = targets_of(statement, book, rounding, ended)
     lines = []
     # What was billed before the period closed is no first bill of it.
-    opened = any(not is_in_advance(one.key, book) for one in statement.posted)
-    for key, due in _by_key(statement.due, statement.posted):
-        accounts = sorted(due)
-        rounded = round_parts([due[account].amount for account in accounts], statement.currency, rounding)
-        for account, amount in zip(accounts, rounded):
-            before = statement.posted.get(BilledKey(key, account))
-            quantity = due[account].quantity - (before.quantity if before else 0)
-            difference = amount - (before.amount if before else 0)
-            if before and not quantity and not difference:
-                continue
-            lines.append(
-                InvoiceLine(
-                    key=key,
-                    account_id=account,
-                    description=_description(key, book),
-                    unit=book.meters[key.meter_id].unit if key.meter_id in book.meters else "",
-                    quantity=quantity,
-                    exact_amount=due[account].amount - (before.amount if before else 0),
-                    amount=difference,
-                    reason=_reason(key, opened or before is not None, quantity),
-                )
+    opened = any(one.kind == "charge" and not is_in_advance(one.key, book) for one in statement.posted)
+    for one in sorted({*targets, *statement.posted}, key=_place):
+        target, before = targets.get(one, _NOTHING), statement.posted.get(one)
+        quantity = target.quantity - (before.quantity if before else 0)
+        difference = target.amount - (before.amount if before else 0)
+        if before and not quantity and not difference:
+            continue
+        if not before and one.kind in ("discount", "included_tax") and not difference:
+            continue
+        lines.append(
+            InvoiceLine(
+                key=one.key,
+                account_id=one.account_id,
+                description=_description(one, book),
+                unit=book.meters[one.key.meter_id].unit if _is_metered(one) and one.key.meter_id in book.meters else "",
+                quantity=quantity,
+                exact_amount=target.exact - (before.amount if before else 0),
+                amount=difference,
+                reason=_reason(one, opened or before is not None, quantity),
+                kind=one.kind,
+                source=one.source,
+                terms=target.terms,
             )
+        )
     if not lines or (statement.sequence and not any(line.amount for line in lines)):
         return None
     return Invoice(
@@ -81,47 +99,83 @@ def next_invoice(
 
 
 def in_advance(statement: Statement, book: Directory, now: datetime) -> Statement:
-    """What is due of a period that has not ended: fees in advance, once it has begun."""
-    due, posted = (
-        {one: billed for one, billed in part.items() if one.key.period_start <= now and is_in_advance(one.key, book)}
-        for part in (statement.due, statement.posted)
+    """Of a period that has not ended: fees in advance, once it has begun. All else stays as it was posted."""
+
+    def moves(one: BilledKey) -> bool:
+        return one.key.period_start <= now and is_in_advance(one.key, book)
+
+    due = {one: billed for one, billed in statement.due.items() if moves(one)}
+    kept = {one: billed for one, billed in statement.posted.items() if one.kind == "charge" and not moves(one)}
+    return replace(statement, due={**kept, **due})
+
+
+def targets_of(
+    statement: Statement, book: Directory, rounding: RoundingMode, ended: bool = True
+) -> dict[BilledKey, Target]:
+    """What each line of all invoices of the period together should have billed by now."""
+    terms = contracts(book)
+    around = Circumstances(
+        book,
+        terms,
+        statement.tenant_id,
+        statement.billing_account_id,
+        terms.period_of(statement.billing_account_id, statement.period),
+        rounding,
+        ended,
     )
-    return replace(statement, due=due, posted=posted)
+    return made(statement.due, statement.currency, around, STEPS)
 
 
-def _by_key(
-    due: Mapping[BilledKey, Billed], posted: Mapping[BilledKey, Billed]
-) -> Iterator[tuple[RatingKey, dict[str, Billed]]]:
-    """Keys in the order of an invoice, with what is due by account; what was posted and is due no more is due 0."""
-    keys: dict[RatingKey, dict[str, Billed]] = {}
-    for billed in sorted({*due, *posted}, key=lambda one: (not one.key.meter_id, one.key, one.account_id)):
-        keys.setdefault(billed.key, {})[billed.account_id] = due.get(billed, Billed(Decimal(0), Decimal(0)))
-    yield from keys.items()
+def _place(one: BilledKey) -> tuple[object, ...]:
+    """The order of an invoice: usage, fees, and what follows from them step by step."""
+    return (_ORDER.index(one.kind), one.source, not one.key.meter_id, one.key, one.account_id)
 
 
-def _reason(key: RatingKey, is_later: bool, quantity: Decimal) -> str:
-    if not key.meter_id:
+def _is_metered(one: BilledKey) -> bool:
+    return one.kind == "charge" and bool(one.key.meter_id)
+
+
+def _reason(one: BilledKey, is_later: bool, quantity: Decimal) -> str:
+    if one.kind != "charge":
+        return "correction" if is_later else one.kind
+    if not one.key.meter_id:
         return "correction" if is_later else "fee"
     if not is_later:
         return "usage"
     return "late_usage" if quantity else "correction"
 
 
-def _description(key: RatingKey, book: Directory) -> str:
+def _description(one: BilledKey, book: Directory) -> str:
+    key = one.key
     subscription = book.subscriptions.get(key.subscription_id)
     charges = book.plans[subscription.plan].charges if subscription else ()
     name = next((charge.name for charge in charges if charge.id == key.charge_id), "") or key.charge_id
+    if one.kind != "charge":
+        source = contracts(book).name_of(one.kind, one.source)
+        return f"{source}: {name}" if name else source
     values = ", ".join(value for _, value in key.dimensions if value)
     return f"{name} ({values})" if values else name
 
 
 def double_entry(invoice: Invoice) -> list[tuple[str, Decimal]]:
     """The ledger accounts of an issued invoice: debits positive, credits negative; they add up to zero."""
-    revenue: dict[str, Decimal] = {}
+    entries: dict[str, Decimal] = {}
     for line in invoice.lines:
-        account = f"revenue:{line.key.charge_id}"
-        revenue[account] = revenue.get(account, Decimal(0)) - line.amount
-    return [("accounts_receivable", invoice.total), *sorted(revenue.items())]
+        account = _ledger_account(line)
+        entries[account] = entries.get(account, Decimal(0)) - line.amount
+    return [("accounts_receivable", invoice.total), *sorted(entries.items())]
+
+
+def _ledger_account(line: InvoiceLine) -> str:
+    """Tax that prices include is taken out of the revenue of their charges."""
+    match line.kind:
+        case "discount":
+            return f"discounts:{line.source}"
+        case "tax":
+            return f"tax_payable:{line.source}"
+        case "included_tax" if not line.key.charge_id:
+            return f"tax_payable:{line.source}"
+    return f"revenue:{line.key.charge_id}"
 
 
 def statements(

@@ -83,11 +83,16 @@ def round_amount(numerator: Decimal | int, denominator: Decimal | int = 1) -> De
 
     Source: docs/rules.md, "Amounts".
     """
-    ratio = Decimal(numerator) if denominator == 1 else _DIVIDE.divide(numerator, denominator)
+    exact = Decimal(numerator) if denominator == 1 else _DIVIDE.divide(numerator, denominator)
     try:
-        return ratio.quantize(_AMOUNT_UNIT, ROUND_HALF_EVEN, _ROUND_AMOUNT)
+        return exact.quantize(_AMOUNT_UNIT, ROUND_HALF_EVEN, _ROUND_AMOUNT)
     except InvalidOperation:
-        raise MoneyError(f"amounts are kept below 1E+{AMOUNT_DIGITS - AMOUNT_PLACES}, got {ratio:.6E}") from None
+        raise MoneyError(f"amounts are kept below 1E+{AMOUNT_DIGITS - AMOUNT_PLACES}, got {exact:.6E}") from None
+
+
+def ratio(numerator: Decimal, denominator: Decimal) -> Decimal:
+    """A ratio that is only there to be rounded once more: then it is as if it had been exact."""
+    return _DIVIDE.divide(numerator, denominator)
 
 
 def minor_units(currency: str) -> int:

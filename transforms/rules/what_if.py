@@ -139,7 +139,7 @@ def changes_by_charge(today: Mapping[Payer, Invoice], new: Mapping[Payer, Invoic
     for invoices, is_new in ((today, False), (new, True)):
         for payer, invoice in invoices.items():
             for line in invoice.lines:
-                name = Charged(payer, payer.currency, line.key.charge_id)
+                name = Charged(payer, payer.currency, line.key.charge_id or line.source)
                 one = Change(None, line.amount) if is_new else Change(line.amount, None)
                 found[name] = found[name].plus(one) if name in found else one
     return _movers_first(found)

@@ -1,0 +1,178 @@
+"""Discounts and tax from a catalog's YAML to invoices, their explanation and the audit."""
+
+from __future__ import annotations
+
+import io
+import json
+from datetime import UTC, datetime
+from decimal import Decimal
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from meterline.pipelines.invoice_accounts import Options
+from meterline.runners.audit import audit
+from meterline.runners.explain import explain
+from meterline.runners.explain_tree import render
+from meterline.runners.invoices import invoices_of, lines_of
+from meterline.runners.jobs import make_invoices, rate_files
+from meterline.schemas.catalog import Catalog
+from meterline.schemas.catalog_files import load_catalog
+from meterline.transforms import clickhouse
+
+NOW = datetime(2026, 2, 10, tzinfo=UTC)
+CATALOG = """
+meters:
+  - {id: tokens, event_type: call, aggregation: sum, value: tokens, unit: token, dimensions: [model]}
+rate_cards:
+  - id: card
+    currency: EUR
+    versions:
+      - version: v1
+        effective_from: 2025-01-01T00:00:00Z
+        prices:
+          tokens: {model: per_unit, unit_price: "0.0333"}
+          fee: {model: fixed, amount: "30"}
+plans:
+  - id: plan
+    rate_card: card
+    charges: [{id: tokens, name: Tokens, meter: tokens, product_code: saas}, {id: fee, name: Fee}]
+accounts:
+  - {id: north, tax: {jurisdictions: [DE], note: DE123}}
+  - {id: north-red, parent: north, subjects: [red]}
+  - {id: north-blue, parent: north}
+subscriptions:
+  - {id: north-plan, account: north, plan: plan, start: 2026-01-01T00:00:00Z}
+discounts:
+  - {id: launch, name: Launch discount, percent: "10", charges: [tokens]}
+  - {id: welcome, name: Welcome, amount: "5.00", currency: EUR, code: WELCOME5, periods: 2}
+redemptions:
+  - {id: north-welcome, discount: welcome, account: north, redeemed_at: 2026-01-05T00:00:00Z}
+tax_rates:
+  - {id: vat, name: VAT, jurisdiction: DE, rates: [{effective_from: 2021-01-01T00:00:00Z, percent: "19"}]}
+  - id: vat-saas
+    name: Reduced VAT
+    jurisdiction: DE
+    product_codes: [saas]
+    rates: [{effective_from: 2021-01-01T00:00:00Z, percent: "7"}]
+"""
+
+
+def event(id: str, subject: str, tokens: int, model: str = "large", month: int = 1) -> str:
+    time = datetime(2026, month, 10, 10, tzinfo=UTC).isoformat()
+    data = {"model": model, "tokens": tokens}
+    whole = {"specversion": "1.0", "id": id, "source": "/g", "type": "call", "subject": subject, "time": time}
+    return json.dumps({**whole, "data": data})
+
+
+@pytest.fixture(scope="module")
+def catalog(tmp_path_factory: pytest.TempPathFactory) -> Catalog:
+    folder = tmp_path_factory.mktemp("catalog")
+    (folder / "all.yaml").write_text(CATALOG)
+    return load_catalog(folder)
+
+
+def rate(url: str, catalog: Catalog, folder: Path, *events: str) -> None:
+    file = folder / "usage.ndjson"
+    file.write_text("\n".join(events) + "\n")
+    rate_files([str(file)], catalog, url, now=NOW)
+
+
+def issue(url: str, catalog: Catalog, period: str = "2026-01") -> list[tuple[str, str, Decimal, str]]:
+    """What the last invoice bills: kind, what, amount, reason."""
+    make_invoices(Options(period, catalog, url, datetime(2027, 1, 1, tzinfo=UTC), issue=True))
+    heads = [head for head in invoices_of(url, period) if head["status"] == "issued"]
+    assert heads[-1]["total"] == sum(line["amount"] for line in lines_of(url, heads[-1]))
+    return [(one["kind"], one["description"], one["amount"], one["reason"]) for one in lines_of(url, heads[-1])]
+
+
+def broken(url: str, catalog: Catalog) -> list[str]:
+    return [one.law for one in audit(url, catalog) if one.broken]
+
+
+def test_discounts_and_tax_are_lines_that_late_usage_settles(database: str, catalog: Catalog, tmp_path: Path) -> None:
+    rate(database, catalog, tmp_path, event("1", "red", 1000), event("2", "north-blue", 777, "small"))
+    first = [
+        ("charge", "Tokens (large)", "33.30", "usage"),
+        ("charge", "Tokens (small)", "25.87", "usage"),
+        ("charge", "Fee", "30", "fee"),
+        ("discount", "Launch discount: Tokens", "-2.59", "discount"),  # 10 % of 59.17
+        ("discount", "Launch discount: Tokens", "-3.33", "discount"),
+        ("discount", "Welcome: Tokens", "-1.40", "discount"),  # 5.00 of 83.25
+        ("discount", "Welcome: Tokens", "-1.80", "discount"),
+        ("discount", "Welcome: Fee", "-1.80", "discount"),
+        ("tax", "VAT", "5.36", "tax"),  # 19 % of 28.20
+        ("tax", "Reduced VAT", "3.50", "tax"),  # 7 % of 50.05
+    ]
+    assert issue(database, catalog) == [(*what, Decimal(amount), why) for *what, amount, why in first]
+    assert issue(database, catalog) == issue(database, catalog)  # A second run posts nothing.
+    assert len(invoices_of(database, "2026-01")) == 1
+    assert broken(database, catalog) == []
+
+    rate(database, catalog, tmp_path, event("3", "red", 100))
+    late = [
+        ("charge", "Tokens (large)", "3.33", "late_usage"),
+        ("discount", "Launch discount: Tokens", "-0.33", "correction"),
+        ("discount", "Welcome: Tokens", "0.05", "correction"),
+        ("discount", "Welcome: Tokens", "-0.10", "correction"),
+        ("discount", "Welcome: Fee", "0.06", "correction"),
+        ("tax", "VAT", "0.01", "correction"),
+        ("tax", "Reduced VAT", "0.20", "correction"),
+    ]
+    found = issue(database, catalog)
+    assert [one[:2] for one in found][:2] == [one[:2] for one in late][:2]
+    assert sum(one[2] for one in found if one[1].startswith("Welcome")) == 0
+    assert broken(database, catalog) == []
+    sql = "SELECT ledger_account, sum(amount) AS balance FROM postings FINAL GROUP BY 1 ORDER BY 1"
+    balances = {row["ledger_account"]: row["balance"] for row in clickhouse.query(database, sql).to_pylist()}
+    assert sum(balances.values()) == 0
+    assert (balances["discounts:launch"], balances["discounts:welcome"]) == (Decimal("6.25"), Decimal("5"))
+
+
+def test_a_line_says_what_it_was_computed_from(database: str, catalog: Catalog, tmp_path: Path) -> None:
+    rate(database, catalog, tmp_path, event("1", "red", 1000), event("2", "north-blue", 777, "small"))
+    issue(database, catalog)
+    console = Console(file=io.StringIO(), width=160, record=True)
+    explanation = explain(database, "north-2026-01-EUR-1", None)
+    console.print(render(explanation))
+    text = console.export_text()
+    for words in (
+        "discount launch: 10 % of 59.17 EUR = 5.92 EUR off, shared by what it is taken off",
+        "discount welcome: 5 off 83.25 EUR, at most all of it = 5.00 EUR off, shared by what it is taken off",
+        "tax vat: 19 % of 28.20 EUR, rounded once (DE123)",
+        "the lines add up to 87.11 EUR",
+    ):
+        assert words in text
+    (invoice,) = explanation.to_json()["found"]
+    for line in invoice["lines"]:
+        (same,) = explain(database, line["invoice_line_id"], catalog).to_json()["found"]
+        assert (same["amount"], same["line_kind"], same["source"]) == (
+            line["amount"],
+            line["line_kind"],
+            line["source"],
+        )
+
+
+@pytest.mark.parametrize(
+    ("sql", "law"),
+    [
+        ("SELECT * REPLACE (amount - 1 AS amount) FROM invoice_lines FINAL WHERE source = 'vat'", "recompute from"),
+        ("SELECT * REPLACE (amount - 90 AS amount) FROM invoice_lines FINAL WHERE kind = 'discount'", "no charge is"),
+    ],
+)
+def test_the_audit_finds_an_adjustment_that_is_wrong(
+    sql: str, law: str, database: str, catalog: Catalog, tmp_path: Path
+) -> None:
+    rate(database, catalog, tmp_path, event("1", "red", 1000))
+    issue(database, catalog)
+    assert broken(database, catalog) == []
+    clickhouse.connect(database).command(f"INSERT INTO invoice_lines {sql}")
+    assert any(law in one for one in broken(database, catalog))
+
+
+def test_a_coupon_ends_after_its_periods(database: str, catalog: Catalog, tmp_path: Path) -> None:
+    rate(database, catalog, tmp_path, *(event(str(month), "red", 1000, month=month) for month in (1, 2)))
+    found = {period: issue(database, catalog, period) for period in ("2026-01", "2026-02", "2026-03")}
+    welcome = {period: sum(one[2] for one in lines if "Welcome" in one[1]) for period, lines in found.items()}
+    assert welcome == {"2026-01": Decimal(-5), "2026-02": Decimal(-5), "2026-03": 0}

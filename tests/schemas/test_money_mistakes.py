@@ -1,0 +1,91 @@
+"""Mistakes in discounts, coupons and tax are found at their line, in plain words."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.schemas.test_catalog_files import GOOD as BASE
+from tests.schemas.test_catalog_files import line_of, problems, write
+
+MONEY = """\
+discounts:
+  - {id: launch, percent: '10', charges: [tokens], meters: [tokens], plans: [basic]}
+  - {id: welcome, amount: '5.00', currency: USD, code: WELCOME, periods: 2, max_redemptions: 1,
+     end: 2027-01-01T00:00:00Z}
+redemptions:
+  - {id: r1, discount: welcome, account: acme, redeemed_at: 2026-05-01T00:00:00Z}
+tax_rates:
+  - id: vat
+    jurisdiction: DE
+    rates:
+      - {effective_from: 2020-01-01T00:00:00Z, percent: '16'}
+      - {effective_from: 2021-01-01T00:00:00Z, percent: '19'}
+  - {id: food, jurisdiction: DE, product_codes: [food], rates: [{effective_from: 2020-01-01T00:00:00Z, percent: 7}]}
+"""
+GOOD = BASE.replace("{id: acme}", "{id: acme, tax: {jurisdictions: [DE]}}") + MONEY
+
+MISTAKES = [
+    ("percent: '10'", "percent: '110' #!\n   ", "discount launch, percent: must be at most 100 percent, got 110"),
+    ("percent: '10'", "percent: '0' #!\n   ", "discount launch, percent: must be more than 0, got 0"),
+    ("percent: '10', ", "", "discount launch: expected `percent`, or `amount` with its `currency`, and not both"),
+    ("percent: '10', ", "percent: '10', currency: USD, #!\n    ",
+     "discount launch, currency: a percentage has no currency, leave it out"),
+    ("amount: '5.00', currency: USD", "amount: '5.00' #!\n    ",
+     "discount welcome, amount: `currency` is missing, in which the amount is"),
+    ("amount: '5.00'", "amount: '5.005' #!\n    ", "discount welcome, amount: is 5.005, but USD has 2 decimals"),
+    ("code: WELCOME, ", "", "discount welcome, max_redemptions: only a coupon is redeemed, `code` is missing"),
+    ("percent: '10', ", "percent: '10', periods: 3, #!\n    ",
+     "discount launch, periods: `start` is missing, from which on they are counted"),
+    ("percent: '10', ", "percent: '10', accounts: [acne], #!\n    ",
+     "discount launch, account 1: no account has the id 'acne'"),
+    ("percent: '10', ", "percent: '10', accounts: [team], #!\n    ",
+     "discount launch, account 1: account team gets no invoice, expected one that is billed (line 39)"),
+    ("percent: '10', ", "percent: '10', subscriptions: [s9], #!\n    ",
+     "discount launch, subscription 1: no subscription has the id 's9'"),
+    ("charges: [tokens]", "charges: [tokenz] #!\n    ", "discount launch, charge 1: no plan has a charge with the id"),
+    ("meters: [tokens]", "meters: [tokenz] #!\n    ", "discount launch, meter 1: no meter has the id 'tokenz'"),
+    ("plans: [basic]", "plans: [base] #!\n    ", "discount launch, plan 1: no plan has the id 'base'"),
+    ("code: WELCOME", "code: WELCOME, accounts: [acme] #!\n    ",
+     "discount welcome, accounts: a coupon is for those who redeem it: list them under `redemptions`"),
+    ("discount: welcome", "discount: launch #!\n    ", "redemption r1, discount: discount launch is no coupon"),
+    ("discount: welcome", "discount: welcom #!\n    ", "redemption r1, discount: no discount has the id 'welcom'"),
+    ("account: acme, redeemed", "redeemed", "redemption r1: expected `account` or `subscription`, and not both"),
+    ("2026-05-01T00:00:00Z}", "2027-05-01T00:00:00Z} #!",
+     "redemption r1, redeemed_at: is 2027-05-01T00:00:00+00:00, when coupon welcome could not be redeemed"),
+    ("tax_rates:",
+     "  - {id: r2, discount: welcome, subscription: s1, redeemed_at: 2026-05-01T00:00:00Z} #!\ntax_rates:",
+     "redemption r2, discount: coupon welcome can be redeemed 1 times, this is once more"),
+    ("tax_rates:", "  - {id: r2, discount: welcome, account: acme, redeemed_at: 2026-05-01T00:00:00Z} #!\ntax_rates:",
+     "redemption r2, discount: was redeemed for the same already"),
+    ("2021-01-01T00:00:00Z, percent", "2019-01-01T00:00:00Z, percent: '1'} #!\n      - {effective_from: "
+     "2021-01-01T00:00:00Z, percent",
+     "tax rate vat, rate 2, effective_from: takes effect at 2019-01-01T00:00:00+00:00, it must be after the one that "
+     "stands before it"),
+    ("percent: '19'", "percnt: '19' #!\n       ", "unknown key 'percnt', did you mean 'percent'?"),
+    ("jurisdiction: DE, product_codes: [food]", "jurisdiction: DE #!\n    ",
+     "tax rate food: DE has a rate without product codes already"),
+    ("product_codes: [food]", "product_codes: [food, food] #!\n    ", "DE has a rate for food already"),
+    ("jurisdictions: [DE]", "jurisdictions: [FR] #!\n   ",
+     "account acme, tax, jurisdiction 1: no tax rate is of the jurisdiction FR"),
+    ("jurisdictions: [DE]", "jurisdictions: [DE, DE] #!\n   ",
+     "account acme, tax, jurisdiction 2: 'DE' is named twice"),
+    ("jurisdictions: [DE]", "jurisdictions: [DE], treatment: free #!\n   ",
+     "account acme, tax, treatment: expected one of taxable, exempt, reverse_charge, got free"),
+    ("parent: acme", "parent: acme, tax: {jurisdictions: [DE]} #!\n   ",
+     "account team, tax: account team gets no invoice, expected one that is billed"),
+]  # fmt: skip
+
+
+def test_a_good_catalog_has_no_problem(tmp_path: Path) -> None:
+    assert problems(write(tmp_path, all=GOOD)) == []
+
+
+@pytest.mark.parametrize(("old", "new", "expected"), MISTAKES, ids=[message for _, _, message in MISTAKES])
+def test_a_mistake_is_reported_at_its_line(tmp_path: Path, old: str, new: str, expected: str) -> None:
+    assert old in GOOD
+    text = GOOD.replace(old, new, 1)
+    found = problems(write(tmp_path, all=text))
+    place = f"all.yaml:{line_of(text, '#!')}: " if "#!" in new else "all.yaml:"
+    assert any(line.startswith(place) and expected in line for line in found), "\n".join(found)

@@ -1,0 +1,239 @@
+"""Random contracts: discounts, coupons and tax, and what the charges of an account come to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from fractions import Fraction
+from random import Random
+from typing import Any
+
+from meterline.schemas.catalog import Catalog
+from meterline.schemas.catalog_checks import findings
+from meterline.schemas.records import RatingKey
+from meterline.transforms.rules.attribution import Directory
+from meterline.transforms.rules.fees import Billed, BilledKey
+from meterline.transforms.rules.invoicing import Statement
+
+from .auditor import as_decimal
+from .auditor_calendar import period_of
+from .bills import Lines, Place
+
+LABEL = "2026-03"
+CURRENCIES = ("EUR", "EUR", "USD", "JPY", "KWD")
+CHARGES = ("calls", "tokens", "seats", "fee")
+METERS = {"calls": "calls", "tokens": "tokens", "seats": "seats", "fee": ""}
+
+
+@dataclass(frozen=True)
+class World:
+    """A catalog as it stands in YAML files, and what is due by charge."""
+
+    catalog: dict[str, list[dict[str, Any]]]
+    currency: str
+    due: dict[Place, Fraction]
+
+    @property
+    def book(self) -> Directory:
+        """The catalog, which has no mistake."""
+        catalog = Catalog.model_validate(self.catalog)
+        assert list(findings(catalog, {})) == []
+        return Directory(catalog)
+
+    def statement(self, posted: dict[BilledKey, Billed] | None = None, sequence: int = 0) -> Statement:
+        due = {
+            billed_key(place): Billed(as_decimal(Fraction(1), 12), as_decimal(amount, 18))
+            for place, amount in self.due.items()
+        }
+        return Statement("default", "org", LABEL, self.currency, due, posted or {}, sequence)
+
+    def shuffled(self, rng: Random) -> World:
+        """The same, as if files and totals had come in another order."""
+        catalog = {section: rng.sample(records, len(records)) for section, records in self.catalog.items()}
+        return replace(self, catalog=catalog, due=dict(rng.sample(list(self.due.items()), len(self.due))))
+
+
+def billed_key(place: Place) -> BilledKey:
+    *names, account = vars(place).values()
+    return BilledKey(RatingKey._make(names), account)
+
+
+def lines_of(targets: dict[BilledKey, Any], digits: int) -> Lines:
+    """Lines in the terms of `bills`."""
+    lines: Lines = {}
+    for one, target in targets.items():
+        name = (
+            one.kind,
+            one.source,
+            one.key.subscription_id,
+            one.key.charge_id,
+            one.key.rate_card_version,
+            one.account_id,
+        )
+        units = Fraction(target.amount) * 10**digits
+        assert units.denominator == 1, f"{one}: {target.amount} is no whole number of minor units"
+        lines[name] = lines.get(name, 0) + int(units)
+    return {name: amount for name, amount in lines.items() if amount}
+
+
+def make(rng: Random) -> World:
+    currency = rng.choice(CURRENCIES)
+    plans = [
+        {"id": plan, "rate_card": f"card-{plan}", "charges": [_charge(rng, charge) for charge in CHARGES]}
+        for plan in ("basic", "scale")
+    ]
+    catalog: dict[str, list[dict[str, Any]]] = {
+        "meters": [
+            {"id": meter, "event_type": "call", "aggregation": "count", "unit": "one"}
+            for meter in METERS.values()
+            if meter
+        ],
+        "rate_cards": [_card(rng, f"card-{plan['id']}", currency) for plan in plans],
+        "plans": plans,
+        "accounts": [
+            {"id": "org", **({"tax": _account_tax(rng)} if rng.random() < 0.8 else {})},
+            {"id": "team", "parent": "org"},
+            {"id": "other"},
+        ],
+        "subscriptions": [
+            _subscription(rng, "org-basic", "org", "basic"),
+            _subscription(rng, "team-scale", "team", "scale"),
+        ],
+        "tax_rates": _tax_rates(rng),
+    }
+    catalog["discounts"] = [_discount(rng, number, currency) for number in range(rng.randint(0, 5))]
+    catalog["redemptions"] = [
+        {"id": f"r-{number}", "discount": discount["id"], **by, "redeemed_at": _instant(rng)}
+        for number, (discount, by) in enumerate(
+            (discount, by)
+            for discount in catalog["discounts"]
+            if "code" in discount
+            for by in rng.sample(
+                [{"account": "org"}, {"account": "other"}, {"subscription": "team-scale"}], rng.randint(0, 2)
+            )
+        )
+    ]
+    return World(catalog, currency, due(rng, catalog))
+
+
+def due(rng: Random, catalog: dict[str, list[dict[str, Any]]]) -> dict[Place, Fraction]:
+    """Amounts of charges, for some dimensions and accounts. An account's part may be negative, a charge is not."""
+    found: dict[Place, Fraction] = {}
+    for subscription in catalog["subscriptions"]:
+        anchor = subscription["anchor_day"]
+        start, end = period_of(datetime(2026, 3, anchor, 12, tzinfo=UTC), subscription)
+        for charge in rng.sample(CHARGES, rng.randint(0, len(CHARGES))):
+            dimensions = [(), (("model", "large"),), (("model", "small"),)] if charge == "tokens" else [()]
+            for pair in dimensions:
+                of_key = Place(
+                    "default", "org", subscription["id"], charge, METERS[charge], "1", start, end, pair, "org"
+                )
+                amounts = [_amount(rng) for _ in range(rng.randint(1, 2))]
+                if len(amounts) == 2 and rng.random() < 0.2:
+                    amounts[1] = -amounts[0] * Fraction(rng.randint(0, 100), 100)
+                for account, amount in zip(("org", "team"), amounts):
+                    found[replace(of_key, account=account)] = Fraction(round(amount * 10**18), 10**18)
+    return found
+
+
+def _amount(rng: Random) -> Fraction:
+    return rng.choice([
+        Fraction(0), Fraction(rng.randint(0, 10**7), 1000), Fraction(rng.randint(0, 2000), 200), Fraction(1, 3),
+        Fraction(rng.randint(0, 10**24), 10**18),
+    ])  # fmt: skip
+
+
+def _charge(rng: Random, charge: str) -> dict[str, Any]:
+    made: dict[str, Any] = {"id": charge, **({"meter": METERS[charge]} if METERS[charge] else {})}
+    return made | ({"product_code": rng.choice(["saas", "books"])} if rng.random() < 0.5 else {})
+
+
+def _card(rng: Random, name: str, currency: str) -> dict[str, Any]:
+    prices = {
+        charge: {"model": "per_unit", "unit_price": "1"} if METERS[charge] else {"model": "fixed", "amount": "1"}
+        for charge in CHARGES
+    }
+    version = {"version": "1", "effective_from": "2020-01-01T00:00:00Z", "prices": prices}
+    return {"id": name, "currency": currency, "versions": [version], "prices_include_tax": rng.random() < 0.3}
+
+
+def _subscription(rng: Random, name: str, account: str, plan: str) -> dict[str, Any]:
+    zone = rng.choice(["UTC", "Europe/Berlin", "America/New_York"])
+    anchor = rng.choice([1, 1, 15, 31])
+    return {
+        "id": name,
+        "account": account,
+        "plan": plan,
+        "start": "2025-01-01T00:00:00Z",
+        "time_zone": zone,
+        "anchor_day": anchor,
+    }
+
+
+def _instant(rng: Random) -> str:
+    """Around the period, often just at its bounds."""
+    at = rng.choice([
+        datetime(2026, 3, 1, tzinfo=UTC), datetime(2026, 2, 28, 23, tzinfo=UTC), datetime(2026, 4, 1, tzinfo=UTC),
+        datetime(2026, 3, 14, 23, tzinfo=UTC), datetime(2026, 1, 1, tzinfo=UTC) + timedelta(hours=rng.randint(0, 4000)),
+    ])  # fmt: skip
+    return at.isoformat()
+
+
+def _scope(rng: Random) -> dict[str, Any]:
+    scope: dict[str, Any] = {}
+    if rng.random() < 0.4:
+        scope["charges"] = rng.sample(CHARGES, rng.randint(1, 3))
+    if rng.random() < 0.2:
+        scope["meters"] = rng.sample(["calls", "tokens", "seats"], rng.randint(1, 2))
+    if rng.random() < 0.2:
+        scope["plans"] = [rng.choice(["basic", "scale"])]
+    return scope
+
+
+def whole_amount(rng: Random, currency: str) -> str:
+    return (
+        rng.choice(["1", "5", "100", "100000"]) if currency == "JPY" else rng.choice(["0.01", "1.5", "25", "9999.99"])
+    )
+
+
+def _discount(rng: Random, number: int, currency: str) -> dict[str, Any]:
+    made: dict[str, Any] = {"id": f"d-{rng.randint(0, 9)}-{number}", **_scope(rng)}
+    if rng.random() < 0.6:
+        made["percent"] = rng.choice(["10", "0.1", "33.333333", "50", "100"])
+    else:
+        made |= {"amount": whole_amount(rng, currency), "currency": currency}
+    if rng.random() < 0.4:
+        made["code"] = f"CODE{number}"
+    elif rng.random() < 0.5:
+        made["start"] = _instant(rng)
+        if rng.random() < 0.5:
+            made["end"] = "2027-01-01T00:00:00+00:00"
+    elif rng.random() < 0.3:
+        made["accounts"] = rng.choice([["org"], ["other"], ["org", "other"]])
+    elif rng.random() < 0.3:
+        made["subscriptions"] = [rng.choice(["org-basic", "team-scale"])]
+    if ("code" in made or "start" in made) and rng.random() < 0.5:
+        made["periods"] = rng.randint(1, 3)
+    return made
+
+
+def _account_tax(rng: Random) -> dict[str, Any]:
+    tax: dict[str, Any] = {"jurisdictions": rng.sample(["DE", "US-CA", "US-CA-SF"], rng.randint(1, 3))}
+    if rng.random() < 0.3:
+        tax |= {"treatment": rng.choice(["exempt", "reverse_charge"]), "note": "a number"}
+    return tax
+
+
+def _tax_rates(rng: Random) -> list[dict[str, Any]]:
+    rates = []
+    for jurisdiction in ("DE", "US-CA", "US-CA-SF"):
+        for codes in rng.sample([[], ["saas"], ["books"]], rng.randint(1, 3)):
+            entries = [{"effective_from": "2020-01-01T00:00:00Z", "percent": rng.choice(["19", "7.25", "0", "0.625"])}]
+            if rng.random() < 0.4:
+                at = rng.choice(
+                    ["2026-03-15T00:00:00Z", "2026-04-01T00:00:00Z", "2026-03-31T22:00:00Z", "2027-01-01T00:00:00Z"]
+                )
+                entries.append({"effective_from": at, "percent": "16"})
+            name = "-".join([jurisdiction, *codes])
+            rates.append({"id": name, "jurisdiction": jurisdiction, "product_codes": codes, "rates": entries})
+    return rates

@@ -1,0 +1,128 @@
+"""What a billing account should have been billed by now: charges, rounded, and what each step adds to them.
+
+Source: docs/rules.md, section 18.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from decimal import Decimal, localcontext
+from typing import NamedTuple
+
+import msgspec
+
+from meterline.schemas.records import RatingKey
+from meterline.transforms.rules.attribution import Directory
+from meterline.transforms.rules.billing.contracts import Contracts
+from meterline.transforms.rules.fees import Billed, BilledKey
+from meterline.transforms.rules.money import (
+    EXACT,
+    RoundingMode,
+    minor_units,
+    round_money,
+    round_parts,
+    split_by_largest_remainder,
+)
+from meterline.transforms.rules.periods import Period
+
+_ZERO = Decimal(0)
+
+
+class Target(NamedTuple):
+    """What the lines about something should have billed by now: exactly, and rounded to the minor unit.
+
+    `terms` says what a step computed it from, as JSON with exact numbers as text.
+    """
+
+    quantity: Decimal
+    exact: Decimal
+    amount: Decimal
+    terms: str = ""
+
+
+@dataclass(frozen=True)
+class Circumstances:
+    """What steps may look at beside the charges.
+
+    Args:
+      period: The billing account's, of the first of its subscriptions that has one with the label.
+      ended: Whether it has ended.
+    """
+
+    book: Directory
+    contracts: Contracts
+    tenant_id: str
+    billing_account_id: str
+    period: Period
+    rounding: RoundingMode
+    ended: bool
+
+    @property
+    def account_key(self) -> RatingKey:
+        """The key of lines that are about the whole account."""
+        return RatingKey(
+            self.tenant_id, self.billing_account_id, "", "", "", "", self.period.start, self.period.end, ()
+        )
+
+
+@dataclass
+class Bill:
+    """Under construction, step by step.
+
+    `targets` are the lines. `net` is what is left to pay of each line that can be discounted, credited and taxed.
+    """
+
+    currency: str
+    targets: dict[BilledKey, Target] = field(default_factory=dict)
+    net: dict[BilledKey, Decimal] = field(default_factory=dict)
+
+    def charge(self, due: Mapping[BilledKey, Billed], rounding: RoundingMode) -> None:
+        """Put charges on it: each rating key is rounded once, and its accounts share the rounding."""
+        keys: dict[RatingKey, dict[BilledKey, Billed]] = {}
+        for one in sorted(due):
+            keys.setdefault(one.key, {})[one] = due[one]
+        for of_key in keys.values():
+            rounded = round_parts([billed.amount for billed in of_key.values()], self.currency, rounding)
+            for (one, billed), amount in zip(of_key.items(), rounded):
+                self.targets[one] = Target(billed.quantity, billed.amount, amount)
+                self.net[one] = amount
+
+    def add(self, one: BilledKey, amount: Decimal, terms: Mapping[str, str], *, to_pay: bool = False) -> None:
+        """A line of a whole number of minor units; `to_pay` where later steps treat it like a charge."""
+        before = self.targets.get(one)
+        total = amount + (before.amount if before else _ZERO)
+        self.targets[one] = Target(_ZERO, total, total, msgspec.json.encode(terms).decode())
+        if to_pay:
+            self.net[one] = self.net.get(one, _ZERO) + amount
+
+    def share(self, amount: Decimal, bases: Iterable[BilledKey]) -> dict[BilledKey, Decimal]:
+        """Parts of an amount in proportion to what is left of the bases (docs/rules.md, "Splitting an amount")."""
+        bases = sorted(bases)
+        parts = split_by_largest_remainder(amount, [self.net[one] for one in bases], minor_units(self.currency))
+        return dict(zip(bases, parts))
+
+    def take(self, amount: Decimal, bases: Iterable[BilledKey]) -> dict[BilledKey, Decimal]:
+        """The same, taken off what is left to pay of them."""
+        parts = self.share(amount, bases)
+        for one, part in parts.items():
+            self.net[one] -= part
+        return parts
+
+    def rounded(self, amount: Decimal, rounding: RoundingMode) -> Decimal:
+        return round_money(amount, self.currency, rounding)
+
+
+Step = Callable[[Bill, Circumstances], None]
+
+
+def made(
+    due: Mapping[BilledKey, Billed], currency: str, around: Circumstances, steps: Iterable[Step]
+) -> dict[BilledKey, Target]:
+    """All lines: the charges, and what each step in turn adds."""
+    with localcontext(EXACT):
+        bill = Bill(currency)
+        bill.charge(due, around.rounding)
+        for step in steps:
+            step(bill, around)
+        return bill.targets

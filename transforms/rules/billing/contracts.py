@@ -1,0 +1,105 @@
+"""The catalog's terms of discounts, tax and the like, indexed for questions about one charge or account."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from functools import cached_property
+
+from meterline.schemas.catalog import Subscription
+from meterline.schemas.catalog_money import Redemption, Scope, TaxRate
+from meterline.schemas.records import RatingKey
+from meterline.transforms.rules.attribution import Directory
+from meterline.transforms.rules.periods import Period, billing_periods, period_with_label, utc_days_of_label
+
+
+@dataclass(frozen=True)
+class Contracts:
+    book: Directory
+
+    @cached_property
+    def subscriptions(self) -> dict[str, list[Subscription]]:
+        """By the billing account that pays for them, the first to start first."""
+        found: dict[str, list[Subscription]] = {}
+        for one in sorted(self.book.catalog.subscriptions, key=lambda one: (one.start, one.id)):
+            found.setdefault(self.book.billing_account_of(one.account), []).append(one)
+        return found
+
+    @cached_property
+    def redemptions(self) -> dict[str, list[Redemption]]:
+        """By discount."""
+        found: dict[str, list[Redemption]] = {}
+        for one in self.book.catalog.redemptions:
+            found.setdefault(one.discount, []).append(one)
+        return found
+
+    def name_of(self, kind: str, source: str) -> str:
+        """What people call the record that a line is by."""
+        return self._names.get((kind, source)) or source
+
+    @cached_property
+    def _names(self) -> dict[tuple[str, str], str]:
+        catalog = self.book.catalog
+        names = {("discount", one.id): one.name for one in catalog.discounts}
+        return names | {(kind, one.id): one.name for kind in ("tax", "included_tax") for one in catalog.tax_rates}
+
+    @cached_property
+    def _product_codes(self) -> dict[tuple[str, str], str | None]:
+        return {
+            (plan.id, charge.id): charge.product_code for plan in self.book.catalog.plans for charge in plan.charges
+        }
+
+    @cached_property
+    def _tax_rates(self) -> dict[tuple[str, str | None], TaxRate]:
+        """By jurisdiction and product code, None for all others."""
+        return {
+            (rate.jurisdiction, code): rate
+            for rate in self.book.catalog.tax_rates
+            for code in (rate.product_codes or (None,))
+        }
+
+    def covers(self, scope: Scope, key: RatingKey) -> bool:
+        """Whether a charge is one of those that the scope names."""
+        subscription = self.book.subscriptions.get(key.subscription_id)
+        return (
+            (not scope.charges or key.charge_id in scope.charges)
+            and (not scope.meters or key.meter_id in scope.meters)
+            and (not scope.plans or (subscription is not None and subscription.plan in scope.plans))
+        )
+
+    def product_code(self, key: RatingKey) -> str | None:
+        subscription = self.book.subscriptions.get(key.subscription_id)
+        return self._product_codes.get((subscription.plan, key.charge_id)) if subscription else None
+
+    def tax_rate(self, jurisdiction: str, code: str | None) -> TaxRate | None:
+        """That which names the code, else that for all others."""
+        return self._tax_rates.get((jurisdiction, code)) or self._tax_rates.get((jurisdiction, None))
+
+    def includes_tax(self, key: RatingKey) -> bool:
+        subscription = self.book.subscriptions.get(key.subscription_id)
+        plan = self.book.plans.get(subscription.plan) if subscription else None
+        return plan is not None and self.book.rate_cards[plan.rate_card].prices_include_tax
+
+    def period_of(self, billing_account_id: str, label: str) -> Period:
+        """The period that an account has with a label: that of the first of its subscriptions which has one."""
+        for one in self.subscriptions.get(billing_account_id, ()):
+            period = period_with_label(label, one.calendar)
+            if period and one.start < period.end and (one.end or period.end) > period.start:
+                return period
+        return utc_days_of_label(label)
+
+    def periods_since(self, key: RatingKey, since: datetime) -> list[Period]:
+        """The billing periods of the key's subscription from that which holds `since` up to the key's own."""
+        subscription = self.book.subscriptions.get(key.subscription_id)
+        return list(billing_periods(since, key.period_end, subscription.calendar)) if subscription else []
+
+
+_CONTRACTS: dict[str, Contracts] = {}
+
+
+def contracts(book: Directory) -> Contracts:
+    """The terms of a catalog; indexed once in a process for catalogs of one digest."""
+    digest = book.catalog.digest
+    if digest not in _CONTRACTS:
+        _CONTRACTS[digest] = Contracts(book)
+    return _CONTRACTS[digest]
