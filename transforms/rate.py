@@ -71,9 +71,10 @@ def _alone(keyed: tuple[bytes, bytes]) -> tuple[bytes, list[bytes]]:
     return keyed[0], [keyed[1]]
 
 
-# Cells of a state that are read with each pane: those of the last hours, and as many of before.
+# Cells of a state that each pane reads and writes, which is most of what it costs: those of the last hours, and so many
+# of before.
 _HOT_SECONDS = 2 * 3_600
-_HOT_CELLS = 64
+_HOT_CELLS = 8
 
 
 class _RateFn(beam.DoFn):
