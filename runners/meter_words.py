@@ -12,13 +12,24 @@ _COUNTED = {
     Aggregation.MAX: "the greatest {}",
     Aggregation.DISTINCT: "the different values of {}",
     Aggregation.LATEST: "the latest {}",
+    Aggregation.AVERAGE: "the average {}",
+    Aggregation.TIME_WEIGHTED_SUM: "the sum of {}, each times the hours it holds,",
 }
 
 
 def in_words(meter: Meter) -> str:
     """What a meter counts, as one line of text."""
-    counted = _COUNTED.get(meter.aggregation, "events").format(meter.expression or meter.value)
-    return f"{counted}{' of events' if counted != 'events' else ''} {meter.event_type}{filter_in_words(meter)}"
+    value = meter.expression or meter.value
+    if meter.aggregation is Aggregation.COUNT:
+        counted = "events"
+    elif meter.aggregation is Aggregation.PERCENTILE:
+        counted = (
+            f"the {meter.percentile:f}th percentile of the sums of {value} in {meter.interval_seconds} s of events"
+        )
+    else:
+        counted = f"{_COUNTED[meter.aggregation].format(value)} of events"
+    series = f" in each series of {meter.series}" if meter.series else ""
+    return f"{counted} {meter.event_type}{series}{filter_in_words(meter)}"
 
 
 def filter_in_words(meter: Meter) -> str:

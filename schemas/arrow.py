@@ -30,7 +30,8 @@ EVENTS = pa.schema(
 )
 
 # Events after `attribute`. The three lists have one entry for each meter that the event feeds: the text of its rating
-# key, the quantity (1 for count and distinct) and the value that a distinct meter counts (else empty).
+# key, the quantity (1 for count and distinct) and the counted value: what a distinct meter counts, the series of a
+# time-weighted sum, else empty.
 ATTRIBUTED = pa.schema(
     [
         *EVENTS,

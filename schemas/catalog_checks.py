@@ -24,7 +24,7 @@ from meterline.schemas.catalog import (
 )
 from meterline.schemas.catalog_findings import Finding as Finding
 from meterline.schemas.catalog_findings import Place
-from meterline.schemas.meters import Aggregation, Meter
+from meterline.schemas.meters import OF_THE_PERIOD, Aggregation, Meter
 
 
 def findings(catalog: Catalog, broken: Mapping[str, Collection[str]], complete: bool = True) -> Iterator[Finding]:
@@ -166,6 +166,13 @@ def _prices_and_meter(
         price = version.prices.get(charge.id)
         at: Place = ("rate_cards", card_number, "versions", position, "prices", charge.id)
         if isinstance(price, TimeOfDay):
+            if meter.aggregation in OF_THE_PERIOD:
+                yield Finding(
+                    (*at, "model"),
+                    f"is time_of_day, but meter {meter.id} is a {meter.aggregation}, which is one of the whole period; "
+                    "expected a price that does not look at the clock",
+                    ("meters", meter_number, "aggregation"),
+                )
             for number, band in enumerate(price.bands):
                 place: Place = (*at, "bands", number, "price")
                 yield from _price_and_meter(place, band.price, meter.dimensions, meter_number, meter)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
 from enum import StrEnum
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema, model_validator
 from pydantic_core import PydanticCustomError
 
-from meterline.schemas.catalog_fields import Id, Name, PropertyPath, Record, misplaced
+from meterline.schemas.catalog_fields import Id, Name, PositiveQuantity, PropertyPath, Record, decimal_schema, misplaced
 from meterline.schemas.expressions import ExpressionError, parse_expression
 from meterline.schemas.filters import Condition, Filter
 from meterline.schemas.voids import RESERVED_TYPES
@@ -23,6 +24,13 @@ class Aggregation(StrEnum):
     MAX = "max"
     DISTINCT = "distinct"
     LATEST = "latest"
+    AVERAGE = "average"
+    TIME_WEIGHTED_SUM = "time_weighted_sum"
+    PERCENTILE = "percentile"
+
+
+# Their quantity is one of the whole billing period, and of nothing less.
+OF_THE_PERIOD = (Aggregation.TIME_WEIGHTED_SUM, Aggregation.PERCENTILE)
 
 
 def _expression(text: str) -> str:
@@ -48,6 +56,17 @@ FilterValues = Annotated[
 ]
 
 
+def _percent(value: Decimal) -> Decimal:
+    if not 0 < value <= 100:
+        raise ValueError(f"must be more than 0 and at most 100, got {value}")
+    return value
+
+
+Percentile = Annotated[
+    PositiveQuantity, AfterValidator(_percent), decimal_schema("More than 0 and at most 100, in quotes.")
+]
+
+
 class Meter(Record):
     """How events of one type become a quantity."""
 
@@ -70,6 +89,13 @@ class Meter(Record):
     where_not: dict[PropertyPath, FilterValues] = Field(
         {}, description="Only events whose properties have none of these values; '' is absent."
     )
+    series: PropertyPath | None = Field(
+        None, description="Of a time-weighted sum: the property that tells several gauges of one account apart."
+    )
+    percentile: Percentile | None = Field(None, description="Of percentile: which one, like '95'.")
+    interval_seconds: int | None = Field(
+        None, ge=60, le=86_400, strict=True, description="Of percentile: the intervals whose sums it is taken of."
+    )
     unit: str = Field(min_length=1, description="What one unit is called, for example token.")
     dimensions: tuple[PropertyPath, ...] = Field((), description="Properties that are priced apart.")
 
@@ -84,10 +110,23 @@ class Meter(Record):
         elif self.aggregation is not Aggregation.COUNT and self.value is None:
             also = "" if self.aggregation is Aggregation.DISTINCT else ", or `expression`, to compute it from several"
             raise ValueError(f"a {self.aggregation} meter needs `value`, the property to read{also}")
+        self._parameters_fit()
         for number, dimension in enumerate(self.dimensions):
             if dimension in self.dimensions[:number]:
                 raise misplaced(f"{dimension!r} is named twice", at=("dimensions", number))
         return self
+
+    def _parameters_fit(self) -> None:
+        for key, aggregation, is_needed in (
+            ("series", Aggregation.TIME_WEIGHTED_SUM, False),
+            ("percentile", Aggregation.PERCENTILE, True),
+            ("interval_seconds", Aggregation.PERCENTILE, True),
+        ):
+            value = getattr(self, key)
+            if value is not None and self.aggregation is not aggregation:
+                raise misplaced(f"is for {aggregation} meters, this one is {self.aggregation}", at=(key,))
+            if value is None and is_needed and self.aggregation is aggregation:
+                raise ValueError(f"a {aggregation} meter needs `{key}`")
 
     def _expression_fits(self, expression: str) -> None:
         if self.aggregation in (Aggregation.COUNT, Aggregation.DISTINCT):
@@ -110,4 +149,5 @@ class Meter(Record):
     @property
     def counting(self) -> tuple[object, ...]:
         """What says how its usage adds up: it may not change within a billing period."""
-        return self.aggregation, self.value, self.expression, self.filter, self.unit
+        parameters = self.series, self.percentile, self.interval_seconds
+        return self.aggregation, self.value, self.expression, self.filter, *parameters, self.unit

@@ -29,7 +29,7 @@ from meterline.transforms.columns import (
     taken,
 )
 from meterline.transforms.rules.attribution import Directory, Segment, directory
-from meterline.transforms.shape import value_column
+from meterline.transforms.shape import text_column, value_column
 
 _KEPT_KEYS = 100_000
 
@@ -117,11 +117,11 @@ class Attributor:
         for meter, rows, place in fed:
             slots = offsets[rows] + place
             key_codes[slots] = self._keys(events, rows, meter, accounts, account_of_row, seconds, keys)
-            if meter.aggregation is Aggregation.DISTINCT:
-                texts, codes = code_column(events[value_column(meter)])
+            if (column := text_column(meter)) is not None:
+                texts, codes = code_column(events[column])
                 table = np.asarray([values.setdefault(text, len(values)) for text in texts], np.int32)
                 value_codes[slots] = table[codes[rows]]
-            elif meter.aggregation is not Aggregation.COUNT:
+            if meter.aggregation not in (Aggregation.COUNT, Aggregation.DISTINCT):
                 quantities[slots] = decimal_limbs(events[value_column(meter)])[rows]
 
         lists = pa.array(offsets, pa.int32())

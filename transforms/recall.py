@@ -37,9 +37,11 @@ from meterline.transforms.archive import EARLIER, Archive, Span, archived_at_tim
 from meterline.transforms.catalogs import Catalogs, meters_of
 from meterline.transforms.cells import Cells, digits_of, digits_of_numbers, whole
 from meterline.transforms.columns import code_column
-from meterline.transforms.meter import Pane, Totals, UsageByCell
+from meterline.transforms.meter import Ends, Pane, Totals, UsageByCell, interval_terms
 from meterline.transforms.rules.aggregation import FOLDED, Cell, Usage, add, cumulative, quantity, scaled, voided
+from meterline.transforms.rules.gauges import Stretch
 from meterline.transforms.rules.line_items import window_bounds
+from meterline.transforms.rules.percentiles import Intervals
 
 # Keys that the first touches of billing periods that end together are spread over.
 _SHARDS = 8
@@ -234,22 +236,35 @@ WHERE tenant_id = {{tenant:String}} AND billing_account_id IN {{accounts:Array(S
 """
 _CELLS = f"""
 SELECT key, intDiv(toUnixTimestamp64Micro(time), 3600000000) * 3600 AS hour, account_id, count() AS events,
-       $value AS value
+       $value AS value$part
 FROM (SELECT rating_keys, quantities, counted_values, time, account_id$names {_EVENTS} $live)
 ARRAY JOIN rating_keys AS key, quantities AS quantity, counted_values AS counted
 WHERE key IN (SELECT rating_key_id FROM rating_keys WHERE meter_id IN {{meters:Array(String)}})
-GROUP BY key, hour, account_id
+GROUP BY key, hour, account_id$by
 """
 # Added as Decimal256: a sum of Decimal128 wraps without a word.
 _SUM = "sum(toDecimal256(quantity, 12))"
-_VALUES = {
+_ADDED_UP_ALONE = {
     Aggregation.MIN: "min(quantity)",
     Aggregation.MAX: "max(quantity)",
     Aggregation.LATEST: "max((toUnixTimestamp64Micro(time), id, source, quantity))",
     Aggregation.DISTINCT: "groupUniqArray(counted)",
+    Aggregation.AVERAGE: _SUM,
+}
+# What else is looked at of them depends on the rating key.
+_VALUES = {
+    **_ADDED_UP_ALONE,
+    Aggregation.TIME_WEIGHTED_SUM: "groupArray((toUnixTimestamp64Micro(time), id, source, counted, quantity))",
+    Aggregation.PERCENTILE: _SUM,
 }
 # How ClickHouse adds up the quantities, or counted values, of a meter's events; `found_value` reads what comes out.
-ADDED_UP = {Aggregation.SUM: _SUM, **_VALUES}
+ADDED_UP = {Aggregation.SUM: _SUM, **_ADDED_UP_ALONE}
+_NAMED = (Aggregation.LATEST, Aggregation.TIME_WEIGHTED_SUM)
+# The number of the interval from the period's start.
+_INTERVAL = """,
+       intDiv(intDiv(toUnixTimestamp64Micro(time), 1000000) - transform(key, {keys:Array(UInt64)},
+              {starts:Array(Int64)}, toInt64(0)), transform(key, {keys:Array(UInt64)}, {lengths:Array(Int64)},
+              toInt64(1))) AS interval"""
 _WRITTEN = """
 SELECT rating_key_id AS key, toInt64(toUnixTimestamp64Second(window_start)) AS window, account_id,
        event_count AS events, voided_count AS voided, revision, quantity_from, quantity_to
@@ -332,10 +347,9 @@ class _Archived:
     def _at_times_of_voids(self) -> dict[int, UsageByCell]:
         """By key, the usage of the events at the instants of voided ones: they are looked at one by one."""
         totals = Totals()
-        aggregations = {name: meter.aggregation for name, meter in self._meters.items()}
         found: dict[int, UsageByCell] = {}
         for batch, is_voided in archived_at_times_of(self.archive, self._voids, self.accounts):
-            totals.add(batch.filter(pa.array(~is_voided)), aggregations)
+            totals.add(batch.filter(pa.array(~is_voided)), self.catalogs)
             for event in batch.filter(pa.array(is_voided)).to_pylist():
                 for text in event["rating_keys"]:
                     id = rating_key_id(text)
@@ -354,12 +368,20 @@ class _Archived:
     def _ids(self, *aggregations: Aggregation) -> list[int]:
         return [id for id, (_, _, aggregation) in self._keys.items() if aggregation in aggregations]
 
-    def _added_up(self, value: str, *aggregations: Aggregation, names: str = "") -> pa.Table:
+    def _added_up(self, value: str, *aggregations: Aggregation) -> pa.Table:
         meters = [meter.id for meter in self._meters.values() if meter.aggregation in aggregations]
-        sql = _CELLS.replace("$value", value).replace("$names", names)
+        sql = _CELLS.replace("$value", value)
+        sql = sql.replace("$names", ", id, source" if set(aggregations) & set(_NAMED) else "")
+        intervals: dict[str, Any] = {}
+        if Aggregation.PERCENTILE in aggregations:
+            keys = self._ids(Aggregation.PERCENTILE)
+            terms = [interval_terms(self._keys[id][1], self._meters[self._keys[id][1].meter_id]) for id in keys]
+            intervals = {"keys": keys, "starts": [one.start for one in terms], "lengths": [one.length for one in terms]}
+        sql = sql.replace("$part", _INTERVAL if intervals else "").replace("$by", ", interval" if intervals else "")
         live = "AND toUnixTimestamp64Micro(time) NOT IN {times:Array(Int64)}" if self._voids else ""
         times = sorted({name.time for name in self._voids})
-        table = self._ask(sql.replace("$live", live), meters=meters, **({"times": times} if times else {}))
+        parameters = {"meters": meters, **intervals, **({"times": times} if times else {})}
+        table = self._ask(sql.replace("$live", live), **parameters)
         return table.unify_dictionaries().combine_chunks()
 
     def _cells(self) -> Cells:
@@ -398,6 +420,23 @@ class _Archived:
             ),
         )
         return Cells.sorted(names, *(np.concatenate(columns) for columns in zip(added_up, one_by_one)))
+
+    def _value(self, aggregation: Aggregation, key: RatingKey, row: dict[str, Any]) -> Any:
+        """What ClickHouse found, as rules/aggregation.py has it."""
+        if aggregation is Aggregation.PERCENTILE:
+            above = interval_terms(key, self._meters[key.meter_id]).above
+            return Intervals(above, {row["interval"]: scaled(row["value"])})
+        if aggregation is not Aggregation.TIME_WEIGHTED_SUM:
+            return found_value(aggregation, row["value"])
+        gauges: dict[tuple[str, str], list[Stretch]] = {}
+        for time, id, source, series, number in map(_fields, row["value"]):
+            one = Stretch(time, time, id, source, scaled(number), self._ends.of(key, row["account_id"], time))
+            gauges.setdefault((row["account_id"], series), []).append(one)
+        return {name: tuple(sorted(stretches)) for name, stretches in gauges.items()}
+
+    @cached_property
+    def _ends(self) -> Ends:
+        return Ends(self.catalogs)
 
     @cached_property
     def _written(self) -> pa.Table:
@@ -446,12 +485,11 @@ class _Archived:
         for aggregation, value in _VALUES.items():
             if not self._ids(aggregation):
                 continue
-            names = ", id, source" if aggregation is Aggregation.LATEST else ""
-            for row in self._added_up(value, aggregation, names=names).to_pylist():
+            for row in self._added_up(value, aggregation).to_pylist():
                 if row["key"] not in self._keys:
                     continue
                 key = self._keys[row["key"]][1]
-                usage = Usage(row["events"], found_value(aggregation, row["value"]))
+                usage = Usage(row["events"], self._value(aggregation, key, row))
                 cell = Cell(window_bounds(key, row["hour"])[0], row["account_id"])
                 add(aggregation, found.setdefault(row["key"], {}), cell, usage)
         stored: dict[int, dict[Cell, tuple[Any, ...]]] = {}
@@ -472,10 +510,15 @@ def found_value(aggregation: Aggregation, value: Any) -> Any:
         case Aggregation.DISTINCT:
             return frozenset(xxhash.xxh3_128_digest(text.encode()) for text in value)
         case Aggregation.LATEST:
-            *name, number = value.values() if isinstance(value, dict) else value
+            *name, number = _fields(value)
             return (*name, scaled(number))
         case _:
             return scaled(value)
+
+
+def _fields(value: Any) -> list[Any]:
+    """Of a tuple of ClickHouse."""
+    return list(value.values() if isinstance(value, dict) else value)
 
 
 def _first_wrong(aggregation: Aggregation, usages: UsageByCell, stored: dict[Cell, tuple[Any, ...]]) -> Cell | None:

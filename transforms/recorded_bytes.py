@@ -40,7 +40,7 @@ def read_bytes(url: str, part: Part, types: Collection[str], found: Found) -> No
             attributed, unknown = attributor.attribute(events)
             times = np.asarray(unknown["time"].cast(pa.int64())) // 1_000_000
             found.rejected[Reason.UNKNOWN_SUBJECT] += int(found.in_days(times).sum())
-            totals.add(attributed, found.aggregations)
+            totals.add(attributed, found.book.catalog)
     for text, _, usages in totals.take():
         for usage in usages.values():
             found.add(text, usage)

@@ -19,6 +19,13 @@ from meterline.schemas.voids import VOID_TYPE
 _KINDS = {"w": SYMBOL, "q": QUANTITY, "v": SYMBOL, "x": QUANTITY, "d": SYMBOL}
 
 
+def text_column(meter: Meter) -> str | None:
+    """The column that has the counted value of a meter: the value of a distinct one, the series of a gauge."""
+    if meter.aggregation is Aggregation.DISTINCT:
+        return f"v:{meter.value}"
+    return f"d:{meter.series}" if meter.series else None
+
+
 def value_column(meter: Meter) -> str:
     """The column that has what a meter counts; a count meter has none."""
     if meter.expression is not None:
@@ -31,7 +38,7 @@ def _columns(meter: Meter) -> Iterator[str]:
         yield from (f"q:{path}" for path in parse_expression(meter.expression).paths)
     if meter.aggregation is not Aggregation.COUNT:
         yield value_column(meter)
-    yield from (f"d:{path}" for path in meter.dimensions)
+    yield from (f"d:{path}" for path in (*meter.dimensions, *([meter.series] if meter.series else [])))
 
 
 @dataclass(frozen=True)

@@ -23,9 +23,12 @@ from meterline.schemas.meters import Aggregation
 from meterline.schemas.records import LineItem, RatingKey
 from meterline.transforms.rules.aggregation import Cell, Usage, merge, quantity, scaled, voided
 from meterline.transforms.rules.attribution import Priced
+from meterline.transforms.rules.gauges import Stretch
 from meterline.transforms.rules.line_items import line_items
+from meterline.transforms.rules.percentiles import Intervals
 
 START = int(datetime(2026, 10, 1, tzinfo=UTC).timestamp())
+END = int(datetime(2026, 11, 1, tzinfo=UTC).timestamp())
 KEY = RatingKey(
     *("default", "acme", "sub", "charge", "meter", "v1"),
     datetime(2026, 10, 1, tzinfo=UTC),
@@ -46,12 +49,17 @@ class Event(NamedTuple):
     is_voided: bool
 
 
-def single(aggregation: Aggregation, number: int, units: int) -> Usage:
+def single(aggregation: Aggregation, number: int, units: int, cell: Cell) -> Usage:
     """The usage of one event."""
+    time = (cell.window_start + number % 3) * 1_000_000
     value: dict[Aggregation, Any] = {
         Aggregation.COUNT: None,
         Aggregation.DISTINCT: frozenset({bytes([units]) * 16}),
         Aggregation.LATEST: (number % 3, str(number), "/s", scaled(Decimal(units))),
+        Aggregation.PERCENTILE: Intervals(1, {number % 3: scaled(Decimal(units))}),
+        Aggregation.TIME_WEIGHTED_SUM: {
+            (cell.account_id, ""): (Stretch(time, time, str(number), "/s", scaled(Decimal(units)), END * 1_000_000),)
+        },
     }
     return Usage(1, value.get(aggregation, scaled(Decimal(units))))
 
@@ -62,7 +70,7 @@ def events(draw: st.DrawFn) -> tuple[Aggregation, list[Event]]:
     cells = st.builds(Cell, st.sampled_from([START + 3_600 * hour for hour in range(3)]), st.sampled_from("ab"))
     drawn = draw(st.lists(st.tuples(cells, st.integers(0, 9), st.booleans()), min_size=1, max_size=9))
     return aggregation, [
-        Event(cell, single(aggregation, number, units), is_voided)
+        Event(cell, single(aggregation, number, units, cell), is_voided)
         for number, (cell, units, is_voided) in enumerate(drawn)
     ]
 

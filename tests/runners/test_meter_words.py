@@ -19,6 +19,15 @@ from meterline.schemas.meters import Meter
             {"aggregation": "max", "expression": "a + b", "where": {"kind": "input"}},
             "the greatest a + b of events call where kind is 'input'",
         ),
+        ({"aggregation": "average", "value": "seconds"}, "the average seconds of events call"),
+        (
+            {"aggregation": "time_weighted_sum", "value": "gb", "series": "disk"},
+            "the sum of gb, each times the hours it holds, of events call in each series of disk",
+        ),
+        (
+            {"aggregation": "percentile", "expression": "bytes * 8", "percentile": "99.9", "interval_seconds": 300},
+            "the 99.9th percentile of the sums of bytes * 8 in 300 s of events call",
+        ),
         (
             {
                 "aggregation": "distinct",

@@ -89,13 +89,30 @@ MISTAKES = [
     # One record
     ("    unit: token\n", "    unit: token\n    dimension: [model] #!\n",
      "meter tokens: unknown key 'dimension', did you mean 'dimensions'?; expected one of id, name, event_type, "
-     "aggregation, value, expression, where, where_not, unit, dimensions"),
+     "aggregation, value, expression, where, where_not, "
+     "series, percentile, interval_seconds, unit, dimensions"),
     ("  - id: tokens\n", "  - name: x #!\n", "meter number 1: `id` is missing"),
     ("aggregation: sum", "aggregation: summ #!",
-     "meter tokens, aggregation: expected one of sum, count, min, max, distinct, latest, got summ, "
-     "did you mean 'sum'?"),
+     "meter tokens, aggregation: expected one of sum, count, min, max, distinct, latest, average, time_weighted_sum, "
+     "percentile, got summ, did you mean 'sum'?"),
     ("aggregation: sum", "aggregation: [sum] #!", "meter tokens, aggregation: expected one of sum, count, min, max, "
-     "distinct, latest, got a list"),
+     "distinct, latest, average, time_weighted_sum, percentile, got a list"),
+    ("    value: tokens\n", "    value: tokens\n    series: disk #!\n",
+     "meter tokens, series: is for time_weighted_sum meters, this one is sum"),
+    ("  - id: tokens\n    event_type: llm.request\n    aggregation: sum",
+     "  - id: tokens #!\n    event_type: llm.request\n    aggregation: percentile\n    interval_seconds: 300",
+     "meter tokens: a percentile meter needs `percentile`"),
+    ("  - id: tokens\n    event_type: llm.request\n    aggregation: sum",
+     "  - id: tokens #!\n    event_type: llm.request\n    aggregation: percentile\n    percentile: '95'",
+     "meter tokens: a percentile meter needs `interval_seconds`"),
+    ("    value: tokens\n", "    value: tokens\n    percentile: 101 #!\n",
+     "meter tokens, percentile: must be more than 0 and at most 100, got 101"),
+    ("    value: tokens\n", "    value: tokens\n    percentile: '95' #!\n",
+     "meter tokens, percentile: is for percentile meters, this one is sum"),
+    ("    value: tokens\n", "    value: tokens\n    interval_seconds: 59 #!\n",
+     "meter tokens, interval_seconds: expected at least 60, got 59"),
+    ("    value: tokens\n", "    value: tokens\n    interval_seconds: '300' #!\n",
+     "meter tokens, interval_seconds: expected a whole number, got '300'"),
     ("aggregation: count", "aggregation: count\n    value: x #!",
      "meter requests, value: a count meter counts events, it takes no `value`"),
     ("aggregation: count", "aggregation: count\n    expression: a + b #!",
@@ -628,6 +645,22 @@ def schema_errors(text: str | bytes) -> list[Any]:
     schema = json.loads(SCHEMA.read_text())
     jsonschema.Draft202012Validator.check_schema(schema)
     return list(jsonschema.Draft202012Validator(schema).iter_errors(yaml.load(text, _TextDates)))
+
+
+@pytest.mark.parametrize(
+    "aggregation", ["time_weighted_sum", "percentile\n    percentile: '95'\n    interval_seconds: 300"]
+)
+def test_a_quantity_of_the_whole_period_has_no_price_by_the_clock(tmp_path: Path, aggregation: str) -> None:
+    text = GOOD.replace("aggregation: sum", f"aggregation: {aggregation}")
+    assert problems(write(tmp_path, all=text)) == []
+    bands = "[{name: a, times: [{to: '08:00'}], price: {model: dynamic}}]"
+    text = text.replace(TOKENS_2, f"tokens: {{model: time_of_day, default: {{model: dynamic}}, bands: {bands}}}")
+    (problem,) = problems(write(tmp_path, all=text))
+    assert problem == (
+        f"all.yaml:{line_of(text, 'tokens: {model')}: rate card standard, version 2, price tokens, model: is "
+        f"time_of_day, but meter tokens is a {aggregation.split()[0]}, which is one of the whole period; expected a "
+        "price that does not look at the clock (line 4)"
+    )
 
 
 def test_the_json_schema_in_docs_is_up_to_date() -> None:

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import itertools
 import json
 import math
 import re
 import zoneinfo
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime, timedelta
 from decimal import Context, Decimal
 from fractions import Fraction
@@ -33,6 +34,7 @@ class Reading:
 
     value: Fraction | str | None  # a quantity; the string form for distinct; None for count
     dimensions: tuple[tuple[str, str], ...]  # (path, value), in the meter's order
+    series: str = ""
 
 
 @dataclass(frozen=True)
@@ -185,6 +187,7 @@ def event_of(record: bytes, catalog: Catalog, received: datetime, horizon: timed
         meter["id"]: tuple((path, dimension_of(path, data)) for path in meter.get("dimensions") or [])
         for meter in meters
     }
+    series = {meter["id"]: dimension_of(meter["series"], data) if meter.get("series") else "" for meter in meters}
     tenant = attributes.get("tenantid") or "default"
     subject = attributes["subject"]
     for account in catalog["accounts"]:
@@ -199,7 +202,7 @@ def event_of(record: bytes, catalog: Catalog, received: datetime, horizon: timed
         time,
         attributes["type"],
         subject,
-        {meter["id"]: Reading(values[meter["id"]], dimensions[meter["id"]]) for meter in meters},
+        {meter["id"]: Reading(values[meter["id"]], dimensions[meter["id"]], series[meter["id"]]) for meter in meters},
         account["id"],
         record,
     )
@@ -648,14 +651,20 @@ def rate(books: Books, catalog: Catalog) -> None:
             )
             keys.setdefault(key, []).append((event, terms))
     for key in sorted(keys):
-        rate_key(books, key, keys[key], by_id(catalog["meters"], key[4]))
+        rate_key(books, key, keys[key], by_id(catalog["meters"], key[4]), catalog)
 
 
 def dimensions_of(reading: Reading, terms: Terms) -> tuple[tuple[str, str], ...]:
     return reading.dimensions if terms.band is None else (*reading.dimensions, ("local time", terms.band))
 
 
-def rate_key(books: Books, key: tuple[Any, ...], members: list[tuple[Event, Terms]], meter: dict[str, Any]) -> None:
+def rate_key(
+    books: Books,
+    key: tuple[Any, ...],
+    members: list[tuple[Event, Terms]],
+    meter: dict[str, Any],
+    catalog: Catalog,
+) -> None:
     tenant, billing_account, subscription, charge, meter_id, version, period_start, dimensions = key
     cells: dict[tuple[datetime, str], list[Event]] = {}
     for event, terms in members:
@@ -679,7 +688,7 @@ def rate_key(books: Books, key: tuple[Any, ...], members: list[tuple[Event, Term
         events = [event for event in known if name_of(event) not in books.voided]
         revision += len(events) + 2 * (len(known) - len(events))
         so_far = so_far + events
-        quantity_to = aggregate(meter["aggregation"], meter_id, so_far)
+        quantity_to = aggregate(meter, so_far, period, catalog)
         if quantity_to >= 10**26:
             books.rejects.append(("quantity_overflow", "rate", b""))
             return
@@ -720,7 +729,10 @@ def rate_key(books: Books, key: tuple[Any, ...], members: list[tuple[Event, Term
     books.line_items.extend(line_items)
 
 
-def aggregate(aggregation: str, meter_id: str, events: list[Event]) -> Fraction:
+def aggregate(
+    meter: dict[str, Any], events: list[Event], period: tuple[datetime, datetime], catalog: Catalog
+) -> Fraction:
+    aggregation, meter_id = meter["aggregation"], meter["id"]
     if not events:
         return Fraction(0)
     values: list[Any] = [event.readings[meter_id].value for event in events]
@@ -739,7 +751,70 @@ def aggregate(aggregation: str, meter_id: str, events: list[Event]) -> Fraction:
         value = latest.readings[meter_id].value
         assert isinstance(value, Fraction)
         return value
+    if aggregation == "average":
+        return to_12_places(sum(values, Fraction(0)) / len(values))
+    if aggregation == "time_weighted_sum":
+        return to_12_places(held(meter_id, events, catalog))
+    if aggregation == "percentile":
+        return percentile_of(meter, events, period)
     raise AssertionError(f"unknown aggregation {aggregation}")
+
+
+def to_12_places(value: Fraction) -> Fraction:
+    return Fraction(round(value * 10**12), 10**12)  # Python rounds fractions half-even
+
+
+def held(meter_id: str, events: list[Event], catalog: Catalog) -> Fraction:
+    """Unit-hours: each sample's value times the hours until the next one, or until its account's terms end."""
+    series: dict[tuple[str, str], list[Event]] = {}
+    for event in events:
+        series.setdefault((event.account_id, event.readings[meter_id].series), []).append(event)
+    total = Fraction(0)
+    for samples in series.values():
+        samples.sort(key=lambda event: (event.time, event.id, event.source))
+        for sample, following in itertools.zip_longest(samples, samples[1:]):
+            until = end_of_terms(sample, meter_id, catalog)
+            if following is not None:
+                until = min(until, following.time)
+            value = sample.readings[meter_id].value
+            assert isinstance(value, Fraction)
+            total += value * Fraction(
+                max(until - sample.time, timedelta(0)) // timedelta(microseconds=1), 3_600_000_000
+            )
+    return total
+
+
+def end_of_terms(event: Event, meter_id: str, catalog: Catalog) -> datetime:
+    """The first instant after an event at which usage of its account would have another rating key."""
+    terms = terms_of(event, meter_id, catalog)
+    instants = [terms.period[1]]
+    for subscription in catalog.get("subscriptions", []):
+        instants += [instant(subscription[name]) for name in ("start", "end") if given(subscription, name)]
+    for card in catalog["rate_cards"]:
+        instants += [instant(version["effective_from"]) for version in card["versions"]]
+    for moment in sorted(moment for moment in instants if event.time < moment < terms.period[1]):
+        later = terms_of(replace(event, time=moment), meter_id, catalog)
+        if (later.subscription_id, later.charge_id, later.version, later.period) != (
+            *(terms.subscription_id, terms.charge_id, terms.version),
+            terms.period,
+        ):
+            return moment
+    return terms.period[1]
+
+
+def percentile_of(meter: dict[str, Any], events: list[Event], period: tuple[datetime, datetime]) -> Fraction:
+    """Of the sums of all intervals, those without usage too, that of the nearest rank."""
+    length = timedelta(seconds=int(meter["interval_seconds"]))
+    count = math.ceil((period[1] - period[0]) / timedelta(seconds=1) / int(meter["interval_seconds"]))
+    sums: dict[int, Fraction] = {}
+    for event in events:
+        value = event.readings[meter["id"]].value
+        assert isinstance(value, Fraction)
+        number = (event.time - period[0]) // length
+        sums[number] = sums.get(number, Fraction(0)) + value
+    rank = math.ceil(Fraction(meter["percentile"]) / 100 * count)
+    empty = count - len(sums)
+    return Fraction(0) if rank <= empty else sorted(sums.values())[rank - empty - 1]
 
 
 # Sections 6 and 7: amounts and price models

@@ -156,7 +156,7 @@ def _expected_event(event: Event, catalog: Catalog) -> Row:
             *(billing_account, terms.subscription_id, terms.charge_id, terms.version, *terms.period),
             tuple(sorted(dimensions_of(reading, terms))),
             as_decimal(reading.value, 12) if isinstance(reading.value, Fraction) else Decimal("1.000000000000"),
-            "" if counted or reading.value is None else reading.value,
+            reading.series if counted or reading.value is None else reading.value,
         )
     return {
         "tenant_id": event.tenant,

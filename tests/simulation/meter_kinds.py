@@ -1,5 +1,5 @@
-"""Worlds whose meters have filters, and values that are computed. What is generated for a seed stays as it is, but for
-the meters and their prices' free events."""
+"""Worlds whose meters have filters, computed values and other aggregations. What is generated for a seed stays as it
+is, but for the meters and their prices' free events."""
 
 from __future__ import annotations
 
@@ -38,6 +38,13 @@ def with_every_meter(world: World, seed: int) -> World:
         for name in {meter["event_type"] for meter in catalog["meters"]}
     }
     for meter in catalog["meters"]:
+        if rng.random() < 0.5 and counts(meter):
+            meter["aggregation"] = rng.choice(["average", "time_weighted_sum", "percentile"])
+            if meter["aggregation"] == "time_weighted_sum" and rng.random() < 0.6:
+                meter["series"] = rng.choice(DIMENSION_PATHS)
+            if meter["aggregation"] == "percentile":
+                meter["percentile"] = rng.choice(["95", "99.9", "99.99", "100", "100", "0.000000000001"])
+                meter["interval_seconds"] = rng.choice(["300", "3600", "5000", "86400", "60"])
         if rng.random() < 0.5 and counts(meter):
             paths = [quoted(rng, path) for path in (meter["value"], rng.choice(values[meter["event_type"]]))]
             meter["expression"] = rng.choice(EXPRESSIONS).format(*paths)

@@ -29,6 +29,11 @@ def test_the_worlds_have_filters_that_take_some_events_and_values_that_are_compu
         fed.update(len(event.readings) for event in books.accepted)
         expressions = {meter["id"] for meter in world.catalog["meters"] if "expression" in meter}
         computed += sum(len(expressions & event.readings.keys()) for event in books.accepted)
+    assert {"average", "time_weighted_sum", "percentile"} <= {
+        meter["aggregation"]
+        for seed in range(5)
+        for meter in with_every_meter(generate(seed, 0), seed).catalog["meters"]
+    }
     assert fed[0] > 20, "events that no filter takes"
     assert len(fed) > 4
     assert computed > 500

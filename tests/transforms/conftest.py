@@ -8,7 +8,14 @@ from meterline.schemas.catalog import Catalog
 from meterline.schemas.catalog_files import load_catalog
 from tests.simulation.generator import write_catalog
 
-AGGREGATIONS = ("sum", "count", "min", "max", "distinct", "latest")
+AGGREGATIONS = (
+    *("sum", "count", "min", "max", "distinct", "latest"),
+    *("average", "time_weighted_sum", "percentile"),
+)
+PARAMETERS = {
+    "time_weighted_sum": {"series": "disk"},
+    "percentile": {"percentile": "99.9", "interval_seconds": "900"},
+}
 GRADUATED = {
     "model": "graduated",
     "first_tier_flat_at_zero": "true",
@@ -24,6 +31,7 @@ def catalog(tmp_path_factory: pytest.TempPathFactory) -> Catalog:
     meters = []
     for name in AGGREGATIONS:
         meter = {"id": name, "event_type": "call", "aggregation": name, "unit": "unit", "dimensions": ["region"]}
+        meter |= PARAMETERS.get(name, {})
         meters.append(meter if name == "count" else {**meter, "value": "user" if name == "distinct" else "n"})
     folder = tmp_path_factory.mktemp("catalog")
     write_catalog(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from decimal import Decimal, localcontext
+from fractions import Fraction
 from itertools import pairwise
 from typing import Any
 
@@ -11,23 +12,42 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meterline.schemas.meters import Aggregation
+from meterline.schemas.catalog import Catalog
+from meterline.schemas.meters import Aggregation, Meter
 from meterline.transforms import meter
 from meterline.transforms.meter import Pane, Totals
 from meterline.transforms.rules.aggregation import Cell, Usage, merge, quantity, voided
+from meterline.transforms.rules.gauges import Stretch
 from meterline.transforms.rules.money import EXACT
+from meterline.transforms.rules.percentiles import Intervals
 from tests import strategies
 from tests.transforms.batches import HOUR, START, Fed, batch, key_text
 from tests.transforms.batches import Usage as Event
 
 METERS = {aggregation.value: aggregation for aggregation in Aggregation}
+CATALOG = Catalog(
+    meters=[
+        Meter(
+            id=one,
+            event_type="call",
+            aggregation=one,
+            unit="unit",
+            value=None if one is Aggregation.COUNT else "n",
+            percentile=Decimal("99.9") if one is Aggregation.PERCENTILE else None,
+            interval_seconds=900 if one is Aggregation.PERCENTILE else None,
+        )
+        for one in Aggregation
+    ]
+)
+# Of a month of 31 days, 900 s each; two are above the 99.9th percentile.
+ABOVE = 2
 
 
 def aggregated(batches: Iterable[list[Event]]) -> dict[str, dict[Cell, Usage]]:
     """All panes that leave, by key, merged."""
     totals, panes = Totals(), []
     for events in batches:
-        totals.add(batch(events), METERS)
+        totals.add(batch(events), CATALOG)
         if len(events) % 2:  # sometimes in the middle of a bundle
             panes += list(totals.flush())
     panes += list(totals.flush())
@@ -72,7 +92,35 @@ def _naive_quantity(name: str, group: list[tuple[Event, Fed]]) -> Decimal:
             return max(quantities)
         case "distinct":
             return Decimal(len({fed.value for _, fed in group}))
+        case "average":
+            return rounded(sum(map(Fraction, quantities)) / len(quantities))
+        case "percentile":
+            sums: dict[int, Fraction] = {}
+            for event, one in group:
+                number = event.time // 900_000_000
+                sums[number] = sums.get(number, Fraction(0)) + Fraction(one.quantity)
+            return rounded(sorted([Fraction(0)] * (ABOVE + 1) + list(sums.values()))[-1 - ABOVE])
+        case "time_weighted_sum":
+            return rounded(sum(_held(group), Fraction(0)) / 3_600_000_000)
     return max(group, key=lambda pair: (pair[0].time, pair[0].id, pair[0].source))[1].quantity
+
+
+def rounded(value: Fraction) -> Decimal:
+    """Half-even to 12 decimals."""
+    with localcontext(EXACT):
+        return Decimal(round(value * 10**12)).scaleb(-12)
+
+
+def _held(group: list[tuple[Event, Fed]]) -> Iterator[Fraction]:
+    """Of each sample its value, times the microseconds until the next one, or the end of the period."""
+    ordered = sorted(group, key=lambda pair: (pair[0].time, pair[0].id, pair[0].source))
+    for place, (event, one) in enumerate(ordered):
+        later = [
+            other.time
+            for other, fed in ordered[place + 1 :]
+            if (other.account, fed.value) == (event.account, one.value)
+        ]
+        yield Fraction(one.quantity) * (min([*later, 31 * 86_400_000_000]) - event.time)
 
 
 fed = st.builds(
@@ -135,6 +183,9 @@ def test_a_batch_too_large_for_exact_sums_is_halved(monkeypatch: pytest.MonkeyPa
         (Aggregation.MAX, 10**32 - 1),
         (Aggregation.DISTINCT, frozenset({b"\x00" * 16, b"\xff" * 16})),
         (Aggregation.LATEST, (1, "ü", "/s", 10**32)),
+        (Aggregation.AVERAGE, 10**45),
+        (Aggregation.PERCENTILE, Intervals(44, {0: 10**32, 8927: 0})),
+        (Aggregation.TIME_WEIGHTED_SUM, {("a", ""): (Stretch(1, 5, "ü", "/s", 10**32, 9, 10**50),), ("ü", "x"): ()}),
     ],
 )
 def test_what_is_packed_is_unpacked(aggregation: Aggregation, value: Any) -> None:

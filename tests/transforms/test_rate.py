@@ -26,7 +26,9 @@ from meterline.transforms.meter import Pane
 from meterline.transforms.rate import RateUsage, _RateFn
 from meterline.transforms.rules.aggregation import FOLDED, Cell, Usage, add, merge, scaled, voided
 from meterline.transforms.rules.attribution import directory
+from meterline.transforms.rules.gauges import Stretch
 from meterline.transforms.rules.line_items import line_items
+from meterline.transforms.rules.percentiles import Intervals
 from tests.transforms import batches
 from tests.transforms.batches import HOUR, PERIOD_END, START, key_text
 
@@ -40,7 +42,30 @@ values = {
     Aggregation.MAX: st.integers(0, 9).map(lambda units: scaled(Decimal(units))),
     Aggregation.DISTINCT: st.frozensets(st.sampled_from([bytes([n]) * 16 for n in range(9)]), min_size=1, max_size=2),
     Aggregation.LATEST: st.tuples(st.integers(0, 5), st.sampled_from("ab"), st.just("/s"), st.integers(0, 9)),
+    Aggregation.AVERAGE: st.integers(0, 9).map(lambda units: scaled(Decimal(units))),
+    Aggregation.PERCENTILE: st.dictionaries(st.integers(0, 9), st.integers(0, 9), min_size=1, max_size=2).map(
+        lambda sums: Intervals(1, sums)
+    ),
+    # By series and minute of the hour; see `placed`.
+    Aggregation.TIME_WEIGHTED_SUM: st.dictionaries(
+        st.tuples(st.sampled_from(["", "x"]), st.integers(0, 2)), st.integers(0, 9), min_size=1, max_size=2
+    ),
 }
+
+
+def placed(pane: ByCell) -> ByCell:
+    """The same, with samples that lie in their cells."""
+    found = {}
+    for cell, usage in pane.items():
+        if isinstance(usage.value, dict):
+            value: dict[tuple[str, str], tuple[Stretch, ...]] = {}
+            for (series, minute), quantity in sorted(usage.value.items()):
+                time = (cell.window_start + 60 * minute) * 1_000_000
+                one = Stretch(time, time, str(quantity), "/s", quantity, (START + 20 * 86_400) * 1_000_000)
+                value[cell.account_id, series] = (*value.get((cell.account_id, series), ()), one)
+            usage = usage._replace(value=value)
+        found[cell] = usage
+    return found
 
 
 @st.composite
@@ -55,7 +80,7 @@ def usage_in_panes(draw: st.DrawFn) -> tuple[Aggregation, list[list[ByCell]]]:
     for pane in panes:
         if groups[-1] and draw(st.booleans()):
             groups.append([])
-        groups[-1].append(pane)
+        groups[-1].append(placed(pane))
     return aggregation, groups
 
 
@@ -179,7 +204,7 @@ bursts = {
 @st.composite
 def months(draw: st.DrawFn) -> Month:
     aggregation = draw(st.sampled_from(list(Aggregation)))
-    archive = draw(archives[aggregation])
+    archive = placed(draw(archives[aggregation]))
     since = draw(st.sampled_from([None, *sorted(archive)]))
     # Where usage is folded, all that comes else is behind it.
     begin = draw(st.just(0) | st.integers(0, HOURS - 1))
@@ -196,7 +221,8 @@ def months(draw: st.DrawFn) -> Month:
     fresh: list[ByCell] = []
     for hour in draw(st.lists(st.integers(begin, HOURS - 1), min_size=1, max_size=10)):
         burst = draw(bursts[aggregation])
-        fresh.append({at(min(hour + offset, HOURS - 1), account): one for (offset, account), one in burst.items()})
+        cells = {at(min(hour + offset, HOURS - 1), account): one for (offset, account), one in burst.items()}
+        fresh.append(placed(cells))
     if draw(st.booleans()):  # in their time, but for one that is late
         fresh.sort(key=min)
         late = fresh.pop(draw(st.integers(0, len(fresh) - 1)))

@@ -6,18 +6,20 @@ units of 10^-12.
 
     sum       the sum                              min, max   the least, the greatest
     count     nothing (None)                       latest     (time, id, source, quantity) of the latest event
-    distinct  the set of 16-byte hashes of the values
+    average   the sum                              distinct   the set of 16-byte hashes of the values
+    percentile, time_weighted_sum                  see percentiles.Intervals and gauges.Gauges
 
 Without an event that counts the value is neutral: 0, the empty set, or None.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from decimal import Decimal
 from typing import Any, NamedTuple
 
 from meterline.schemas.meters import Aggregation
+from meterline.transforms.rules import gauges, percentiles
 
 SCALE = 12
 
@@ -76,7 +78,7 @@ def _merge_values(aggregation: Aggregation, one: Any, other: Any) -> Any:
     if one is None or other is None:
         return other if one is None else one
     match aggregation:
-        case Aggregation.SUM:
+        case Aggregation.SUM | Aggregation.AVERAGE:
             return one + other
         case Aggregation.MIN:
             return min(one, other)
@@ -84,21 +86,44 @@ def _merge_values(aggregation: Aggregation, one: Any, other: Any) -> Any:
             return max(one, other)
         case Aggregation.DISTINCT:
             return one | other
+        case Aggregation.TIME_WEIGHTED_SUM:
+            return gauges.merged(one, other)
+        case Aggregation.PERCENTILE:
+            return percentiles.merged(one, other)
 
 
 def cumulative(aggregation: Aggregation, cells: Iterable[tuple[Cell, Usage]]) -> Iterator[tuple[Cell, Usage, Usage]]:
     """For cells in order: the cell, its own usage, and that of all cells up to it."""
     so_far: Usage | None = None
-    values: set[bytes] = set()
+    grow = _GROWING.get(aggregation)
     for cell, usage in cells:
-        if aggregation is Aggregation.DISTINCT:
-            # One growing set: copying it for every cell would cost the square of the period.
-            values |= usage.value
-            known = so_far or Usage(0, values)
-            so_far = Usage(known.event_count + usage.event_count, values, known.voided_count + usage.voided_count)
+        if grow is not None:
+            known = so_far or Usage(0, None)
+            value = known.value if usage.value is None else grow(known.value, usage.value)
+            so_far = Usage(known.event_count + usage.event_count, value, known.voided_count + usage.voided_count)
         else:
             so_far = usage if so_far is None else merge(aggregation, so_far, usage)
         yield cell, usage, so_far
+
+
+def _more_values(values: set[bytes] | None, more: frozenset[bytes]) -> set[bytes]:
+    values = set() if values is None else values
+    values |= more
+    return values
+
+
+def _more_samples(running: gauges.Running | None, later: gauges.Gauges) -> gauges.Running:
+    running = gauges.Running() if running is None else running
+    running.add(later)
+    return running
+
+
+# One growing value: copying it for every cell would cost the square of the period.
+_GROWING: dict[Aggregation, Callable[[Any, Any], Any]] = {
+    Aggregation.DISTINCT: _more_values,
+    Aggregation.TIME_WEIGHTED_SUM: _more_samples,
+    Aggregation.PERCENTILE: percentiles.add_later,
+}
 
 
 def quantity(aggregation: Aggregation, usage: Usage) -> Decimal:
@@ -112,6 +137,12 @@ def quantity(aggregation: Aggregation, usage: Usage) -> Decimal:
             return Decimal(len(usage.value))
         case Aggregation.LATEST:
             return unscaled(usage.value[3])
+        case Aggregation.AVERAGE:
+            return unscaled(gauges.half_even(usage.value, usage.event_count))
+        case Aggregation.TIME_WEIGHTED_SUM:
+            return unscaled(gauges.unit_hours(usage.value))
+        case Aggregation.PERCENTILE:
+            return unscaled(percentiles.percentile_of(usage.value))
         case _:
             return unscaled(usage.value)
 

@@ -23,6 +23,7 @@ from meterline.schemas.catalog import (
     UsagePrice,
 )
 from meterline.schemas.meters import Meter
+from meterline.schemas.records import RatingKey
 from meterline.transforms.rules.periods import billing_period
 from meterline.transforms.rules.prices.matrix import price_for
 from meterline.transforms.rules.prices.time_of_day import price_in, stretch_at
@@ -173,6 +174,22 @@ class Directory:
             period.end,
             band,
         )
+
+    def holds_until(self, key: RatingKey, account_id: str, instant: datetime) -> datetime:
+        """From when on an account's usage is not attributed to the key any more that has its usage at an instant.
+
+        It is at most the period's end; that, where the catalog now attributes it to another key.
+        """
+        if account_id not in self.accounts:
+            return key.period_end
+        wanted = key.subscription_id, key.charge_id, key.rate_card_version, key.period_start, key.period_end
+        end = instant
+        while end < key.period_end:
+            _, until, *names = self.segment_at(account_id, key.meter_id, end)[:7]
+            if tuple(names) != wanted:
+                return key.period_end if end == instant else end
+            end = until
+        return end
 
     def price_of(
         self, subscription_id: str, charge_id: str, version: str, dimensions: Iterable[tuple[str, str]]
