@@ -37,7 +37,7 @@ from meterline.schemas.records import RatingKey, line_item_id
 from meterline.schemas.voids import VOID_SOURCE
 from meterline.transforms import clickhouse
 from meterline.transforms.rules.attribution import Directory, directory
-from meterline.transforms.rules.fees import fixed_fee, share_of
+from meterline.transforms.rules.fees import Share, fees_of
 from meterline.transforms.rules.line_items import window_bounds
 from meterline.transforms.rules.money import EXACT
 from meterline.transforms.rules.period_labels import (
@@ -546,7 +546,7 @@ def _line(
 
     is_charge = row["line_kind"] == "charge"
     subscription, price = _catalog_price(ask.book, row) if is_charge else (None, None)
-    fee = _fee(price, subscription, row) if isinstance(price, Fixed) and subscription else None
+    fee = _fee(ask.book, price, subscription, row) if isinstance(price, Fixed) and subscription and ask.book else None
     used = is_charge and row["meter_id"] and any(one.quantity for one in own)
     standing = _standing(totals.get(about), own, fee=not used)
     return Line(
@@ -685,7 +685,8 @@ def _price(
     if not row["charge_id"]:
         return Price("", "no charge prices this usage; it is counted at amount 0", "none")
     if price is not None and all(_terms(price, tier) for tier in tiers):
-        return Price(price.model, in_words(price, ask.unit(row["meter_id"])), "catalog")
+        text = in_words(price, ask.unit(row["meter_id"])) + (_in_force(ask.book, row) if ask.book else "")
+        return Price(price.model, text, "catalog")
     prices = dict.fromkeys(f"tier {tier['tier']} at {tables.number(tier['unit_price'])}" for tier in tiers)
     if price is not None:
         why = f"the catalog now has other prices in version {row['rate_card_version']}"
@@ -694,6 +695,24 @@ def _price(
     else:
         why = "the whole formula is in the catalog: --catalog FOLDER"
     return Price("", f"as recorded: {', '.join(prices)} ({why})" if prices else why, "recorded")
+
+
+def _in_force(book: Directory, row: Mapping[str, Any]) -> str:
+    """When a price of usage is in force, where that is not all that the subscription covers of the billing period."""
+    subscription = book.subscriptions.get(row["subscription_id"])
+    if subscription is None or not row["meter_id"]:
+        return ""
+    start, end = row["period_start"], row["period_end"]
+    all_terms = [one for one in book.terms_of(subscription, row["charge_id"]) if one.start < end and start < one.end]
+    mine = [one for one in all_terms if one.name == row["rate_card_version"]]
+    if len(mine) == len(all_terms):
+        return ""
+    spans = (
+        f"{f'{one.start:%Y-%m-%d %H:%M}' if one.start > start else 'the start of the period'} to "
+        f"{f'{one.end:%Y-%m-%d %H:%M}' if one.end < end else 'its end'}"
+        for one in mine
+    )
+    return f"; in force from {' and from '.join(spans)} (UTC), quantities count from there"
 
 
 def _terms(price: UsagePrice | Fixed | None, tier: Mapping[str, Any]) -> TierTerms | None:
@@ -725,18 +744,23 @@ def _tiers(price: UsagePrice | Fixed | None, tiers: Iterable[Mapping[str, Any]])
     return tuple(found)
 
 
-def _fee(price: Fixed, subscription: Subscription, row: Mapping[str, Any]) -> Fee:
+def _fee(book: Directory, price: Fixed, subscription: Subscription, row: Mapping[str, Any]) -> Fee:
     period = Period(row["period_start"], row["period_end"], "")
-    share = share_of(price, period, subscription.start, subscription.end, subscription.time_zone)
+    parts = [
+        one
+        for one in fees_of(subscription, period, book)
+        if one.share is not None and (one.charge_id, one.name) == (row["charge_id"], row["rate_card_version"])
+    ]
+    shares = [one.share for one in parts if one.share is not None] or [Share(period.start, period.start, 0, 1)]
     return Fee(
         amount=price.amount,
         billed=price.billed,
         prorate=price.prorate,
-        covered_from=share.start,
-        covered_to=share.end,
-        covered_seconds=(share.end - share.start) // _SECOND,
+        covered_from=shares[0].start,
+        covered_to=shares[-1].end,
+        covered_seconds=sum((share.end - share.start) // _SECOND for share in shares),
         period_seconds=(period.end - period.start) // _SECOND,
-        covered=share.part,
-        whole=share.whole,
-        prorated=fixed_fee(price, share),
+        covered=sum(share.part for share in shares),
+        whole=shares[0].whole,
+        prorated=sum((one.amount for one in parts), _ZERO),
     )

@@ -29,6 +29,7 @@ from meterline.runners.explanation import (
     instant_text,
     visible,
 )
+from meterline.runners.price_words import said_of
 from meterline.transforms.rules.money import EXACT
 
 _MOST_TEXT = 2_000
@@ -97,7 +98,7 @@ def _render_invoice(one: Invoice) -> Tree:
             charges.setdefault((line.subscription_id, line.charge_id, line.rate_card_version), []).append(line)
     for (_, charge, version), lines in charges.items():
         texts = dict.fromkeys(line.price.text for line in lines)
-        tree.add(Group(_words((charge, "bold"), f", prices of {version}: {'; '.join(texts)}"), _charge_table(lines)))
+        tree.add(Group(_words((charge, "bold"), f", {said_of(version)}: {'; '.join(texts)}"), _charge_table(lines)))
     adjustments: dict[tuple[str, str], list[Line]] = {}
     for line in one.lines:
         if line.line_kind != "charge":
@@ -162,7 +163,7 @@ def _render_line(one: Line) -> Tree:
     )
     tree.add(_words(f"period {_span(one.period_start, one.period_end)}"))
     if one.line_kind == "charge":
-        head = f"{one.charge_id}, prices of {one.rate_card_version}: "
+        head = f"{one.charge_id}, {said_of(one.rate_card_version)}: "
     else:
         head = f"{one.line_kind.replace('_', ' ')} {one.source}: "
     tree.add(_words((head, "bold"), one.price.text))
@@ -206,7 +207,7 @@ def _render_line_item(one: LineItem) -> Tree:
             f" · paid by {one.billing_account_id}",
         )
     )
-    version = f"prices of {one.rate_card_version}: " if one.rate_card_version else ""
+    version = f"{said_of(one.rate_card_version)}: " if one.rate_card_version else ""
     tree.add(_words((version, "bold"), one.price.text))
     if one.meter:
         tree.add(_words((f"meter {one.meter_id}: ", "bold"), one.meter))
@@ -260,7 +261,7 @@ def _render_event(one: Event) -> Tree:
         tree.add(_words("it feeds no meter: no filter takes it; it is archived, in no line item and on no invoice"))
     for usage in one.usage:
         counted = f" ({usage.counted_value})" if usage.counted_value else ""
-        version = f", prices of {usage.rate_card_version}" if usage.rate_card_version else ""
+        version = f", {said_of(usage.rate_card_version)}" if usage.rate_card_version else ""
         quantity = f"{tables.number(usage.quantity)} {usage.unit}".strip()
         node = tree.add(
             _words(

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import re
 from calendar import monthrange
-from datetime import date
+from datetime import UTC, date, datetime, timedelta
+from functools import cache
+from importlib import resources
 from typing import NamedTuple
+from zoneinfo import ZoneInfo
 
 MONTHS_OF_CYCLE = {"monthly": 1, "quarterly": 3, "yearly": 12}
 CYCLE_PATTERN = r"^(weekly|monthly|quarterly|yearly|[1-9][0-9]{0,2} days)$"
@@ -66,3 +69,22 @@ def longest_days(cycle: str) -> int:
     """The most days that a period of a cycle may have, and one for clock changes."""
     calendar = Calendar(cycle=cycle)
     return (calendar.days or 31 * calendar.months) + 1
+
+
+def moved_on(instant: datetime, time_zone: str, *, months: int = 0, days: int = 0) -> datetime:
+    """The instant at which a clock shows the same time, so many months and days later; in a month that is too short, on
+    its last day. Of a time that comes twice, the first; one that is skipped as the clock went before.
+    """
+    local = instant.astimezone(zone_of(time_zone))
+    year, month = divmod(local.year * 12 + local.month - 1 + months, 12)
+    day = min(local.day, monthrange(year, month + 1)[1])
+    moved = local.replace(year=year, month=month + 1, day=day, tzinfo=None, fold=0) + timedelta(days=days)
+    return moved.replace(tzinfo=zone_of(time_zone)).astimezone(UTC)
+
+
+@cache
+def zone_of(name: str) -> ZoneInfo:
+    """The zone by the pinned `tzdata` package: two workers whose systems differ must agree on a period's bounds."""
+    *folders, file = name.split("/")
+    with resources.files(".".join(["tzdata.zoneinfo", *folders])).joinpath(file).open("rb") as data:
+        return ZoneInfo.from_file(data, key=name)

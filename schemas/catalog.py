@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from datetime import datetime
 from decimal import Decimal
 from functools import cached_property
 from typing import Annotated, Literal, TypeVar, get_args
@@ -20,7 +21,7 @@ from pydantic import (
     model_validator,
 )
 
-from meterline.schemas.calendars import FIRST_ANCHOR, Calendar
+from meterline.schemas.calendars import FIRST_ANCHOR, Calendar, moved_on
 from meterline.schemas.catalog_fields import (
     BasisPoints,
     Currency,
@@ -454,6 +455,58 @@ class Account(Record):
         return self.parent is None if self.billed is None else self.billed
 
 
+FIRST_TERMS = "start"
+"""The name of the prices that a subscription has from its start."""
+
+Prices = Annotated[dict[Id, AnyPrice], Field(description="By charge id, in place of the rate card's.")]
+
+
+class Change(Record):
+    """Other terms of a subscription from an instant on: another plan, or prices. What it leaves out stays."""
+
+    name: Id
+    at: Instant | None = Field(None, description="From when on.")
+    contract_month: int | None = Field(
+        None,
+        ge=2,
+        le=1200,
+        strict=True,
+        description="In place of `at`: month 13 begins a year after the subscription's start, by the clock of its time "
+        "zone.",
+    )
+    plan: Annotated[Id, Field(description="The plan it is on then.")] | None = None
+    prices: Prices = Field({})
+
+    @model_validator(mode="after")
+    def _says_when_and_what(self) -> Change:
+        if self.at is None and self.contract_month is None:
+            raise ValueError("`at` is missing, or `contract_month`")
+        if self.at is not None and self.contract_month is not None:
+            raise misplaced("when it is stands in `at` already, leave one out", at=("contract_month",), also=("at",))
+        if self.plan is None and not self.prices:
+            raise ValueError("changes nothing, `plan` is missing, or `prices`")
+        if self.name == FIRST_TERMS:
+            raise misplaced(f"{FIRST_TERMS!r} is what the subscription's own `prices` are called", at=("name",))
+        return self
+
+
+class Trial(Record):
+    """A stretch of time from a subscription's start on in which nothing is due."""
+
+    days: int | None = Field(
+        None, ge=1, le=3660, strict=True, description="How many, by the clock of the subscription's time zone."
+    )
+    until: Instant | None = Field(None, description="The first instant at which it is paid for, in place of `days`.")
+
+    @model_validator(mode="after")
+    def _ends(self) -> Trial:
+        if self.days is None and self.until is None:
+            raise ValueError("`days` is missing, or `until`")
+        if self.days is not None and self.until is not None:
+            raise misplaced("when it ends stands in `days` already, leave one out", at=("until",), also=("days",))
+        return self
+
+
 class Subscription(Record):
     """Puts an account, with all accounts below it, on a plan for [start, end)."""
 
@@ -481,6 +534,31 @@ class Subscription(Record):
         description="Day of the month on which a billing period starts, in place of `anchor`.",
     )
 
+    prices: Prices = Field({})
+    changes: tuple[Change, ...] = Field((), description="In the order they take effect.")
+    trial: Trial | None = None
+
+    @property
+    def plans(self) -> tuple[str, ...]:
+        """The plans that it is on, each once, in the order of time."""
+        return tuple(dict.fromkeys([self.plan, *(change.plan for change in self.changes if change.plan)]))
+
+    def begin_of(self, change: Change) -> datetime:
+        """When a change takes effect."""
+        if change.at is not None:
+            return change.at
+        assert change.contract_month is not None
+        return moved_on(self.start, self.time_zone, months=change.contract_month - 1)
+
+    @property
+    def trial_end(self) -> datetime | None:
+        """The first instant at which it is paid for; None without a trial."""
+        if self.trial is None:
+            return None
+        if self.trial.days is None:
+            return self.trial.until
+        return moved_on(self.start, self.time_zone, days=self.trial.days)
+
     @property
     def calendar(self) -> Calendar:
         """When its billing periods start."""
@@ -495,6 +573,34 @@ class Subscription(Record):
             raise misplaced("the day stands in `anchor` already, leave one out", at=("anchor_day",), also=("anchor",))
         if self.cycle.endswith(" days") and self.anchor is None:
             raise misplaced("`anchor` is missing, a date from which the days are counted", at=("cycle",))
+        return self
+
+    @model_validator(mode="after")
+    def _changes_in_order(self) -> Subscription:
+        before: tuple[datetime, tuple[str | int, ...], str] = (self.start, ("start",), "the start")
+        names: dict[str, int] = {}
+        for number, change in enumerate(self.changes):
+            begin = self.begin_of(change)
+            when = "at" if change.contract_month is None else "contract_month"
+            if begin <= before[0]:
+                raise misplaced(
+                    f"takes effect at {begin.isoformat()}, it must be after {before[2]} at {before[0].isoformat()}",
+                    at=("changes", number, when),
+                    also=before[1],
+                )
+            before = begin, ("changes", number, when), f"change {change.name}"
+            if names.setdefault(change.name, number) != number:
+                raise misplaced(
+                    "another change has this name",
+                    at=("changes", number, "name"),
+                    also=("changes", names[change.name], "name"),
+                )
+        if self.trial_end is not None and self.trial_end <= self.start:
+            raise misplaced(
+                f"ends at {self.trial_end.isoformat()}, it must end after the start {self.start.isoformat()}",
+                at=("trial", "until"),
+                also=("start",),
+            )
         return self
 
     @model_validator(mode="after")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from typing import Protocol, TypeVar
+from datetime import datetime
+from typing import NamedTuple, Protocol, TypeVar
 
 from meterline.schemas import catalog_money_checks
 from meterline.schemas.catalog import (
@@ -42,6 +43,7 @@ def findings(catalog: Catalog, broken: Mapping[str, Collection[str]], complete: 
     if complete and not broken.get("plans"):
         yield from _prices_without_charge(catalog)
     yield from _accounts(catalog.accounts)
+    yield from _contracts(catalog)
     yield from _overlaps(catalog)
     yield from catalog_money_checks.findings(catalog, complete and not any(broken.values()))
 
@@ -86,6 +88,9 @@ def _references(catalog: Catalog) -> Iterator[tuple[Place, str, str]]:
     for number, subscription in enumerate(catalog.subscriptions):
         yield ("subscriptions", number, "account"), "accounts", subscription.account
         yield ("subscriptions", number, "plan"), "plans", subscription.plan
+        for position, change in enumerate(subscription.changes):
+            if change.plan is not None:
+                yield ("subscriptions", number, "changes", position, "plan"), "plans", change.plan
     yield from catalog_money_checks.references(catalog)
 
 
@@ -163,24 +168,27 @@ def _prices_and_meter(
 ) -> Iterator[Finding]:
     """Prices that do not go with what the meter counts."""
     for position, version in enumerate(card.versions):
-        price = version.prices.get(charge.id)
         at: Place = ("rate_cards", card_number, "versions", position, "prices", charge.id)
-        if isinstance(price, TimeOfDay):
-            if meter.aggregation in OF_THE_PERIOD:
-                yield Finding(
-                    (*at, "model"),
-                    f"is time_of_day, but meter {meter.id} is a {meter.aggregation}, which is one of the whole period; "
-                    "expected a price that does not look at the clock",
-                    ("meters", meter_number, "aggregation"),
-                )
-            for number, band in enumerate(price.bands):
-                place: Place = (*at, "bands", number, "price")
-                yield from _price_and_meter(place, band.price, meter.dimensions, meter_number, meter)
-            yield from _price_and_meter((*at, "default"), price.default, meter.dimensions, meter_number, meter)
-            continue
-        if not isinstance(price, Matrix):
-            yield from _price_and_meter(at, price, meter.dimensions, meter_number, meter)
-            continue
+        yield from _any_price_and_meter(at, version.prices.get(charge.id), meter_number, meter)
+
+
+def _any_price_and_meter(at: Place, price: AnyPrice | None, meter_number: int, meter: Meter) -> Iterator[Finding]:
+    """The same for one price, or what chooses one."""
+    if isinstance(price, TimeOfDay):
+        if meter.aggregation in OF_THE_PERIOD:
+            yield Finding(
+                (*at, "model"),
+                f"is time_of_day, but meter {meter.id} is a {meter.aggregation}, which is one of the whole period; "
+                "expected a price that does not look at the clock",
+                ("meters", meter_number, "aggregation"),
+            )
+        for number, band in enumerate(price.bands):
+            place: Place = (*at, "bands", number, "price")
+            yield from _price_and_meter(place, band.price, meter.dimensions, meter_number, meter)
+        yield from _price_and_meter((*at, "default"), price.default, meter.dimensions, meter_number, meter)
+    elif not isinstance(price, Matrix):
+        yield from _price_and_meter(at, price, meter.dimensions, meter_number, meter)
+    else:
         known = ", ".join(meter.dimensions) or "none"
         for number, row in enumerate(price.rows):
             for path in row.when:
@@ -215,6 +223,57 @@ def _price_and_meter(
             f"(sum)",
             ("meters", meter_number, "aggregation"),
         )
+
+
+def _contracts(catalog: Catalog) -> Iterator[Finding]:
+    """Plans and prices of one subscription that do not go together."""
+    plans, cards, meters = _by_id(catalog.plans), _by_id(catalog.rate_cards), _by_id(catalog.meters)
+    for number, subscription in enumerate(catalog.subscriptions):
+        if not (subscription.changes or subscription.prices):
+            continue
+        steps: list[tuple[Place, str | None, Mapping[str, AnyPrice]]] = [
+            (("subscriptions", number), subscription.plan, subscription.prices),
+            *(
+                (("subscriptions", number, "changes", position), change.plan, change.prices)
+                for position, change in enumerate(subscription.changes)
+            ),
+        ]
+        charges: dict[str, tuple[Charge, Place]] = {}
+        currency: tuple[str, Place] | None = None
+        for at, name, _ in steps:
+            if name not in plans:
+                continue
+            plan_number, plan = plans[name]
+            if plan.rate_card in cards:
+                card_number, card = cards[plan.rate_card]
+                currency = currency or (card.currency, ("rate_cards", card_number, "currency"))
+                if card.currency != currency[0]:
+                    message = (
+                        f"its rate card {card.id} is in {card.currency}, expected {currency[0]} as before the change"
+                    )
+                    yield Finding((*at, "plan"), message, currency[1])
+            for position, charge in enumerate(plan.charges):
+                place: Place = ("plans", plan_number, "charges", position)
+                known, known_at = charges.setdefault(charge.id, (charge, place))
+                if known.meter != charge.meter:
+                    bills = [f"the meter {one.meter}" if one.meter else "a fixed fee" for one in (charge, known)]
+                    message = (
+                        f"charge {charge.id} is {bills[0]} in plan {plan.id}, expected {bills[1]} as before the change"
+                    )
+                    yield Finding((*at, "plan"), message, known_at)
+        for at, _, prices in steps:
+            for charge_id, price in prices.items():
+                place = (*at, "prices", charge_id)
+                if charge_id not in charges:
+                    if all(name is None or name in plans for _, name, _ in steps):
+                        yield Finding(place, "no plan of the subscription has a charge of this id")
+                    continue
+                charge, charge_at = charges[charge_id]
+                if isinstance(price, Fixed) != (charge.meter is None):
+                    expected = f"a price for usage of the meter {charge.meter}" if charge.meter else "fixed"
+                    yield Finding(place, f"is {price.model}, expected {expected}", charge_at)
+                elif charge.meter in meters:
+                    yield from _any_price_and_meter(place, price, *meters[charge.meter])
 
 
 def _prices_without_charge(catalog: Catalog) -> Iterator[Finding]:
@@ -281,39 +340,69 @@ def _circles(parents: Mapping[str, str | None]) -> Iterator[list[str]]:
         done |= seen
 
 
+class _Held(NamedTuple):
+    """A stretch of time in which a subscription bills a meter, and where the catalog says that it begins."""
+
+    number: int
+    start: datetime
+    end: datetime | None
+    at: Place
+
+
 def _overlaps(catalog: Catalog) -> Iterator[Finding]:
     """Subscriptions of one account that bill one meter at the same time."""
     plans = _by_id(catalog.plans)
-    by_meter: dict[tuple[str, str], list[tuple[int, Subscription]]] = defaultdict(list)
+    by_meter: dict[tuple[str, str], list[_Held]] = defaultdict(list)
     for number, subscription in enumerate(catalog.subscriptions):
-        plan = plans[subscription.plan][1] if subscription.plan in plans else None
-        # dict.fromkeys: a set of strings has another order in each run.
-        for meter in dict.fromkeys(charge.meter for charge in plan.charges) if plan else ():
-            if meter is not None:
-                by_meter[subscription.account, meter].append((number, subscription))
-    clashes: dict[tuple[int, int], list[str]] = defaultdict(list)
+        last: dict[str, _Held] = {}
+        for held, name in _plans_over_time(number, subscription):
+            plan = plans[name][1] if name in plans else None
+            # dict.fromkeys: a set of strings has another order in each run.
+            for meter in dict.fromkeys(charge.meter for charge in plan.charges) if plan else ():
+                if meter is None:
+                    continue
+                before = last.get(meter)
+                last[meter] = held
+                if before is not None and before.end == held.start:
+                    by_meter[subscription.account, meter].remove(before)
+                    last[meter] = before._replace(end=held.end)
+                by_meter[subscription.account, meter].append(last[meter])
+    clashes: dict[tuple[_Held, _Held], list[str]] = defaultdict(list)
     for (_, meter), group in by_meter.items():
         for first, second in _overlapping(group):
             clashes[first, second].append(meter)
-    for (first, second), meters in clashes.items():
-        earlier, later = catalog.subscriptions[first], catalog.subscriptions[second]
+    for (earlier, later), meters in clashes.items():
+        name = catalog.subscriptions[earlier.number].id
         yield Finding(
-            ("subscriptions", second, "start"),
-            f"starts at {later.start.isoformat()} while subscription {earlier.id} of the same account bills "
+            later.at,
+            f"starts at {later.start.isoformat()} while subscription {name} of the same account bills "
             f"{', '.join(meters)} {'without end' if earlier.end is None else f'until {earlier.end.isoformat()}'}",
-            ("subscriptions", first),
+            ("subscriptions", earlier.number),
         )
 
 
-def _overlapping(group: Iterable[tuple[int, Subscription]]) -> Iterator[tuple[int, int]]:
-    """Each subscription that starts before the end of an earlier one, with the one that ends last."""
-    last: tuple[int, Subscription] | None = None
-    for number, subscription in sorted(group, key=lambda item: item[1].start):
-        if last is None:
-            last = number, subscription
+def _plans_over_time(number: int, subscription: Subscription) -> Iterator[tuple[_Held, str]]:
+    """The plans that a subscription is on, one after another."""
+    at: Place = ("subscriptions", number, "start")
+    begun, plan = _Held(number, subscription.start, subscription.end, at), subscription.plan
+    for position, change in enumerate(subscription.changes):
+        begin = subscription.begin_of(change)
+        if change.plan is None or (subscription.end is not None and subscription.end <= begin):
             continue
-        end = last[1].end
-        if end is None or subscription.start < end:
-            yield last[0], number
-        if end is not None and (subscription.end is None or subscription.end > end):
-            last = number, subscription
+        yield begun._replace(end=begin), plan
+        begun = _Held(number, begin, subscription.end, ("subscriptions", number, "changes", position, "plan"))
+        plan = change.plan
+    yield begun, plan
+
+
+def _overlapping(group: Iterable[_Held]) -> Iterator[tuple[_Held, _Held]]:
+    """Each stretch that starts before the end of an earlier one, with the one that ends last."""
+    last: _Held | None = None
+    for held in sorted(group, key=lambda one: (one.start, one.number)):
+        if last is None:
+            last = held
+            continue
+        if last.end is None or held.start < last.end:
+            yield last, held
+        if last.end is not None and (held.end is None or held.end > last.end):
+            last = held

@@ -30,6 +30,7 @@ from meterline.schemas.catalog import (
     Account,
     Band,
     Catalog,
+    Change,
     Charge,
     Dynamic,
     Fixed,
@@ -50,6 +51,7 @@ from meterline.schemas.catalog import (
     Tier,
     TimeOfDay,
     Times,
+    Trial,
     Volume,
 )
 from meterline.schemas.catalog_fields import ID_PATTERN, PATH_PATTERN, Record
@@ -93,6 +95,8 @@ _MODELS: dict[str, type[Record]] = {
     "rows": MatrixRow,
     "bands": Band,
     "times": Times,
+    "changes": Change,
+    "trial": Trial,
     "graduated_percentage.tiers": ShareTier,
     "tax": AccountTax,
     "rates": DatedPercent,
@@ -117,6 +121,7 @@ _SINGULAR = {
     "rows": "row",
     "bands": "band",
     "times": "time",
+    "changes": "change",
     "days": "day",
     "subjects": "subject",
     "dimensions": "dimension",
@@ -218,6 +223,8 @@ def catalog_json_schema() -> dict[str, Any]:
         del section["default"]
     # Pydantic leaves keys that do not match the pattern unchecked.
     schema["$defs"]["RateCardVersion"]["properties"]["prices"]["additionalProperties"] = False
+    for record in ("Subscription", "Change"):
+        schema["$defs"][record]["properties"]["prices"]["additionalProperties"] = False
     schema["$defs"]["MatrixRow"]["properties"]["when"]["additionalProperties"] = False
     for conditions in ("where", "where_not"):
         schema["$defs"]["Meter"]["properties"][conditions]["additionalProperties"] = False
@@ -495,11 +502,12 @@ class _Place(NamedTuple):
         """Say in plain words what pydantic found wrong in the record."""
         loc = list(error["loc"])
         models = list(_PRICES)
-        if self.section == "rate_cards" and loc[2:3] == ["prices"]:
-            del loc[4:5]  # Pydantic puts in the price model's name, or "[key]" for the key itself.
-            inside = loc[6:7] == ["price"]
-            if inside or loc[4:5] == ["default"]:
-                place = 7 if inside else 5
+        if "prices" in loc and self.section in ("rate_cards", "subscriptions"):
+            charge = loc.index("prices") + 1
+            del loc[charge + 1 : charge + 2]  # Pydantic puts in the price model's name, or "[key]" for the key itself.
+            inside = loc[charge + 3 : charge + 4] == ["price"]
+            if inside or loc[charge + 1 : charge + 2] == ["default"]:
+                place = charge + (4 if inside else 2)
                 del loc[place : place + 1]
                 models = [model for model in models if model not in ("matrix", "time_of_day", "fixed")]
         if self.section == "meters" and loc[-1:] == ["[key]"]:

@@ -17,6 +17,7 @@ from meterline.schemas.arrow import MICROSECONDS
 from meterline.schemas.catalog import Catalog
 from meterline.schemas.meters import Meter
 from meterline.transforms import clickhouse
+from meterline.transforms.rules.contracts import own_prices
 
 # From its publication until a catalog is in force.
 DELAY_SECONDS = 15
@@ -96,10 +97,23 @@ def check(url: str, catalog: Catalog) -> None:
         for one in card.versions
         if prices.get((card.id, one.version), (card.currency, one)) != (card.currency, one)
     ]
+    own = {
+        (subscription.id, name, charge): price
+        for subscription in before.subscriptions
+        for name, some in own_prices(subscription)
+        for charge, price in some.items()
+    }
+    edited += [
+        f"price {charge!r} of {name!r} of subscription {subscription.id!r}"
+        for subscription in catalog.subscriptions
+        for name, some in own_prices(subscription)
+        for charge, price in some.items()
+        if own.get((subscription.id, name, charge), price) != price
+    ]
     if edited:
         raise ChangedCatalogError(
             f"{', '.join(edited)} is not as in the catalog that was published last. A version never changes once it is "
-            "used: give it back its prices, and put the new ones into a version of their own"
+            "used: give it back its prices, and put the new ones into a version, or a change, of their own"
         )
     meters = {meter.id: meter.counting for meter in before.meters}
     changed = [

@@ -316,6 +316,47 @@ MISTAKES = [
      "subscription s1, anchor: expected a date like 2026-10-31, got 31"),
     ("plan: basic, ", "plan: basic, anchor: 1900-01-01, #!\n    ",
      "subscription s1, anchor: 1900-01-01 lies outside the years 1970 to 2199"),
+    # Contracts
+    ("start: 2026-01-01T00:00:00Z}", "start: 2026-01-01T00:00:00Z,\n    changes: [{name: a, plan: basic}]} #!",
+     "subscription s1, change 1: `at` is missing, or `contract_month`"),
+    ("start: 2026-01-01T00:00:00Z}", "start: 2026-01-01T00:00:00Z,\n    changes: [{name: a, contract_month: 2}]} #!",
+     "subscription s1, change 1: changes nothing, `plan` is missing, or `prices`"),
+    ("start: 2026-01-01T00:00:00Z}", "start: 2026-01-01T00:00:00Z,\n    changes: [{name: a, contract_month: 1, "
+     "plan: basic}]} #!", "subscription s1, change 1, contract_month: expected at least 2, got 1"),
+    ("start: 2026-01-01T00:00:00Z}", "start: 2026-01-01T00:00:00Z,\n    changes: [{name: start, contract_month: 2, "
+     "plan: basic}]} #!",
+     "subscription s1, change 1, name: 'start' is what the subscription's own `prices` are called"),
+    ("start: 2026-01-01T00:00:00Z}", "start: 2026-01-01T00:00:00Z,\n    changes: [{name: a, contract_month: 3, plan: "
+     "basic}, {name: b, at: 2026-02-01T00:00:00Z, plan: basic}]} #!",
+     "subscription s1, change 2, at: takes effect at 2026-02-01T00:00:00+00:00, it must be after change a at "
+     "2026-03-01T00:00:00+00:00 (line 42)"),
+    ("start: 2026-01-01T00:00:00Z}", "start: 2026-01-01T00:00:00Z,\n    changes: [{name: a, contract_month: 3, plan: "
+     "basic}, {name: a, contract_month: 4, plan: basic}]} #!",
+     "subscription s1, change 2, name: another change has this name (line 42)"),
+    ("start: 2026-01-01T00:00:00Z}", "start: 2026-01-01T00:00:00Z,\n    changes: [{name: a, contract_month: 3, plan: "
+     "gold}]} #!", "subscription s1, change 1, plan: no plan has the id 'gold'"),
+    ("start: 2026-01-01T00:00:00Z}", "start: 2026-01-01T00:00:00Z,\n    prices: {tokens: {model: per_unit}}} #!",
+     "subscription s1, price tokens: `unit_price` is missing"),
+    ("start: 2026-01-01T00:00:00Z}", "start: 2026-01-01T00:00:00Z,\n    prices: {tokens: {model: per_unit, price: 1}}}"
+     " #!", "subscription s1, price tokens: unknown key 'price', did you mean 'unit_price'?"),
+    ("start: 2026-01-01T00:00:00Z}", "start: 2026-01-01T00:00:00Z,\n    prices: {tokens: {model: fixed, amount: 1}}} "
+     "#!", "subscription s1, price tokens: is fixed, expected a price for usage of the meter tokens (line 34)"),
+    ("start: 2026-01-01T00:00:00Z}", "start: 2026-01-01T00:00:00Z,\n    changes: [{name: a, contract_month: 3, "
+     "prices: {fee: {model: dynamic}}}]} #!",
+     "subscription s1, change 1, price fee: is dynamic, expected fixed (line 36)"),
+    ("start: 2026-01-01T00:00:00Z}", "start: 2026-01-01T00:00:00Z,\n    prices: {other: {model: dynamic}}} #!",
+     "subscription s1, price other: no plan of the subscription has a charge of this id"),
+    ("start: 2026-01-01T00:00:00Z}", "start: 2026-01-01T00:00:00Z,\n    prices: {requests: {model: dynamic}}} #!",
+     "subscription s1, price requests, model: is dynamic, but meter requests counts (count)"),
+    ("start: 2026-01-01T00:00:00Z}", "start: 2026-01-01T00:00:00Z,\n    trial: {}} #!",
+     "subscription s1, trial: `days` is missing, or `until`"),
+    ("start: 2026-01-01T00:00:00Z}", "start: 2026-01-01T00:00:00Z,\n    trial: {days: 3, until: "
+     "2026-01-02T00:00:00Z}} #!",
+     "subscription s1, trial, until: when it ends stands in `days` already, leave one out"),
+    ("start: 2026-01-01T00:00:00Z}", "start: 2026-01-01T00:00:00Z,\n    trial: {until: 2025-01-02T00:00:00Z}} #!",
+     "subscription s1, trial, until: ends at 2025-01-02T00:00:00+00:00, it must end after the start"),
+    ("start: 2026-01-01T00:00:00Z}", "start: 2026-01-01T00:00:00Z,\n    trial: {day: 3}} #!",
+     "subscription s1, trial: unknown key 'day', did you mean 'days'?; expected one of days, until"),
     ("fee: {model: fixed, amount: '10.00'}", "fee: {model: fixed, amount: '10.00', billed: before} #!",
      "price fee, billed: expected one of in_arrears, in_advance, got before"),
     ("fee: {model: fixed, amount: '10.00'}", "fee: {model: fixed, amount: '10.00', prorate: days} #!",

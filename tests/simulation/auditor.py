@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from .auditor_calendar import HOUR, given, instant, period_of, window_of, yes
+from .auditor_contracts import begin_of, plan_at, price_at, trial_end
 
 # A catalog as it stands in the YAML files: lists and dicts, every scalar a string.
 Catalog = dict[str, list[dict[str, Any]]]
@@ -554,10 +555,10 @@ def terms_of(event: Event, meter_id: str, catalog: Catalog) -> Terms:
         for subscription in catalog.get("subscriptions", []):
             if subscription["account"] != account["id"] or not in_force(subscription, event.time):
                 continue
-            plan = by_id(catalog["plans"], subscription["plan"])
+            plan = by_id(catalog["plans"], plan_at(subscription, event.time))
             for charge in plan["charges"]:
                 if given(charge, "meter") == meter_id:
-                    return priced_terms(event.time, subscription, plan, charge, catalog)
+                    return priced_terms(event.time, subscription, charge, catalog)
     return unpriced_terms(event.time)
 
 
@@ -566,25 +567,16 @@ def in_force(subscription: dict[str, Any], time: datetime) -> bool:
     return instant(subscription["start"]) <= time and (end is None or time < instant(end))
 
 
-def priced_terms(
-    time: datetime,
-    subscription: dict[str, Any],
-    plan: dict[str, Any],
-    charge: dict[str, Any],
-    catalog: Catalog,
-) -> Terms:
-    versions = by_id(catalog["rate_cards"], plan["rate_card"])["versions"]
-    begun = [version for version in versions if instant(version["effective_from"]) <= time]
-    if not begun:
+def priced_terms(time: datetime, subscription: dict[str, Any], charge: dict[str, Any], catalog: Catalog) -> Terms:
+    found = price_at(subscription, charge["id"], time, catalog)
+    if found is None:
         return unpriced_terms(time)
-    version = max(begun, key=lambda version: instant(version["effective_from"]))
-    if charge["id"] not in version["prices"]:
-        return unpriced_terms(time)
+    name, price = found
     period = period_of(time, subscription)
-    price, band = version["prices"][charge["id"]], None
+    band = None
     if price["model"] == "time_of_day":
         band, price = band_and_price(price, time, given(subscription, "time_zone") or "UTC")
-    return Terms(subscription["id"], charge["id"], version["version"], price, period, band)
+    return Terms(subscription["id"], charge["id"], name, price, period, band)
 
 
 def unpriced_terms(time: datetime) -> Terms:
@@ -790,6 +782,8 @@ def end_of_terms(event: Event, meter_id: str, catalog: Catalog) -> datetime:
     instants = [terms.period[1]]
     for subscription in catalog.get("subscriptions", []):
         instants += [instant(subscription[name]) for name in ("start", "end") if given(subscription, name)]
+        instants += [begin_of(change, subscription) for change in subscription.get("changes") or []]
+        instants += [end for end in [trial_end(subscription)] if end is not None]
     for card in catalog["rate_cards"]:
         instants += [instant(version["effective_from"]) for version in card["versions"]]
     for moment in sorted(moment for moment in instants if event.time < moment < terms.period[1]):

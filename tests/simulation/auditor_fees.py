@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from .auditor import Catalog, by_id, charge_for, rounded
 from .auditor_calendar import first_days, first_instant, given, instant, label_of
+from .auditor_contracts import begin_of, is_in_trial, own_price_at, plan_at, price_at, trial_end
 
 DAY = timedelta(days=1)
 
@@ -30,29 +31,74 @@ def fees(label: str, near: date, catalog: Catalog, used: set[tuple[str, str, dat
     """All fees of the periods with a label, of those around a date.
 
     Args:
-      used: Subscription, charge and period start of what has usage.
+      used: Subscription, charge and period start of what has usage outside of a trial.
     """
     found: dict[Key, Fee] = {}
     for subscription in catalog.get("subscriptions", []):
+        plans = [
+            subscription["plan"],
+            *(one["plan"] for one in subscription.get("changes") or [] if given(one, "plan")),
+        ]
+        charges = {charge["id"] for plan in plans for charge in by_id(catalog["plans"], plan)["charges"]}
         for start, end in periods_of(label, near, subscription):
-            plan = by_id(catalog["plans"], subscription["plan"])
-            versions = by_id(catalog["rate_cards"], plan["rate_card"])["versions"]
-            opens = max(start, instant(subscription["start"]))
-            begun = [version for version in versions if instant(version["effective_from"]) <= opens]
-            if not begun or not covered_seconds(subscription, start, end):
-                continue
-            version = max(begun, key=lambda version: instant(version["effective_from"]))
-            for charge in plan["charges"]:
-                price = version["prices"].get(charge["id"])
-                if price is None or price["model"] in ("matrix", "time_of_day"):
-                    continue
-                key = (subscription["id"], charge["id"], version["version"], start, end)
-                if price["model"] == "fixed":
-                    due_from = start if given(price, "billed") == "in_advance" else end
-                    found[key] = Fee(1, prorated(price, subscription, start, end), due_from)
-                elif (subscription["id"], charge["id"], start) not in used and charge_for(Fraction(0), 0, price):
-                    found[key] = Fee(0, charge_for(Fraction(0), 0, price), end)
+            for charge in sorted(charges):
+                of_charge(found, subscription, charge, start, end, catalog, used)
     return found
+
+
+def of_charge(
+    found: dict[Key, Fee],
+    subscription: dict[str, Any],
+    charge: str,
+    start: datetime,
+    end: datetime,
+    catalog: Catalog,
+    used: set[tuple[str, str, datetime]],
+) -> None:
+    paid_once = False
+    for begin, last in pieces(subscription, charge, start, end, catalog):
+        priced = price_at(subscription, charge, begin, catalog)
+        if priced is None:
+            continue
+        name, price = priced
+        key = (subscription["id"], charge, name, start, end)
+        trial = is_in_trial(subscription, begin)
+        if price["model"] == "fixed":
+            part, whole = share(price, subscription, begin, last, start, end)
+            if given(price, "prorate") == "none" and paid_once:
+                part = 0
+            paid_once = paid_once or (part > 0 and not trial)
+            due_from = start if given(price, "billed") == "in_advance" else end
+            before = found.get(key, Fee(1, Fraction(0), due_from))
+            found[key] = before._replace(amount=before.amount + rounded(Fraction(price["amount"]) * part / whole))
+        elif not trial and not paid_once:
+            paid_once = True
+            if price["model"] in ("matrix", "time_of_day") or (subscription["id"], charge, start) in used:
+                continue
+            if charge_for(Fraction(0), 0, price):
+                found[key] = Fee(0, charge_for(Fraction(0), 0, price), end)
+
+
+def pieces(
+    subscription: dict[str, Any], charge: str, start: datetime, end: datetime, catalog: Catalog
+) -> list[tuple[datetime, datetime]]:
+    """The parts of a period in which the contract says the same of a charge, in the plans that have it."""
+    begin = max(start, instant(subscription["start"]))
+    last = min(end, instant(subscription["end"])) if given(subscription, "end") else end
+    cuts = [begin_of(change, subscription) for change in subscription.get("changes") or []]
+    cuts += [one for one in [trial_end(subscription)] if one is not None]
+    moments = sorted({begin, *(cut for cut in cuts if begin < cut < last)}) if begin < last else []
+
+    def says(moment: datetime) -> tuple[object, ...]:
+        plan = plan_at(subscription, moment)
+        return plan, own_price_at(subscription, charge, moment)[0], is_in_trial(subscription, moment)
+
+    firsts = [next(group) for _, group in itertools.groupby(moments, key=says)]
+    return [
+        (first, following)
+        for first, following in itertools.pairwise([*firsts, last])
+        if any(one["id"] == charge for one in by_id(catalog["plans"], plan_at(subscription, first))["charges"])
+    ]
 
 
 def periods_of(label: str, near: date, subscription: dict[str, Any]) -> list[tuple[datetime, datetime]]:
@@ -65,26 +111,18 @@ def periods_of(label: str, near: date, subscription: dict[str, Any]) -> list[tup
     ]
 
 
-def covered_seconds(subscription: dict[str, Any], start: datetime, end: datetime) -> int:
-    """Of [start, end), those that the subscription covers."""
-    last = min(end, instant(subscription["end"])) if given(subscription, "end") else end
-    return max((last - max(start, instant(subscription["start"]))) // timedelta(seconds=1), 0)
-
-
-def prorated(price: dict[str, Any], subscription: dict[str, Any], start: datetime, end: datetime) -> Fraction:
-    amount = Fraction(price["amount"])
+def share(
+    price: dict[str, Any], subscription: dict[str, Any], begin: datetime, last: datetime, start: datetime, end: datetime
+) -> tuple[int, int]:
+    """Which part of the period [start, end) a fee in force for [begin, last) is due for."""
     way = given(price, "prorate") or "second"
     if way == "none":
-        return rounded(amount)
+        return 1, 1
     if way == "second":
-        whole = (end - start) // timedelta(seconds=1)
-        return rounded(amount * covered_seconds(subscription, start, end) / whole)
+        return (last - begin) // timedelta(seconds=1), (end - start) // timedelta(seconds=1)
     # A day belongs to who has it at its end.
-    zone = given(subscription, "time_zone") or "UTC"
-    begin = max(start, instant(subscription["start"]))
-    last = min(end, instant(subscription["end"])) if given(subscription, "end") else end
-    covered = sum(begin < midnight <= last for midnight in midnights(start, end, zone))
-    return rounded(amount * covered / len(midnights(start, end, zone)))
+    days = midnights(start, end, given(subscription, "time_zone") or "UTC")
+    return sum(begin < midnight <= last for midnight in days), len(days)
 
 
 def midnights(start: datetime, end: datetime, zone: str) -> list[datetime]:

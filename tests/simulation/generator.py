@@ -306,6 +306,7 @@ def instant_text(rng: Random, moment: datetime) -> str:
 BARE = {
     "model", "round", "aggregation", "start", "end", "effective_from", "anchor_day",
     "minimum_packages", "free_events", "interval_seconds", "billed", "first_tier_flat_at_zero", "first_step_at_zero",
+    "contract_month", "days",
 }  # fmt: skip
 
 

@@ -37,9 +37,14 @@ def test_what_is_due_without_usage_is_what_the_auditor_says(seed: int, tmp_path:
     book = Directory(load_catalog(tmp_path))
     near = world.received.date()
     items = audit(world.records, world.catalog, world.received, world.horizon).line_items
-    used = {(item["subscription_id"], item["charge_id"], item["period_start"]) for item in items}
+    used = {
+        (item["subscription_id"], item["charge_id"], item["period_start"])
+        for item in items
+        if not item["rate_card_version"].startswith("trial:")
+    }
+    names = ("subscription_id", "charge_id", "meter_id", "rate_card_version", "period_start")
     keys = [
-        RatingKey("", "", item["subscription_id"], item["charge_id"], "", "", item["period_start"], near, ())  # type: ignore[arg-type]
+        RatingKey("", "", *(item[name] for name in names), near, ())  # type: ignore[arg-type]
         for item in items
     ]
     for label in labels_near(near - timedelta(days=40), near + timedelta(days=40)):

@@ -13,7 +13,6 @@ from meterline.schemas.catalog import (
     LOCAL_TIME,
     Account,
     Catalog,
-    Charge,
     Fixed,
     Matrix,
     Plan,
@@ -24,12 +23,12 @@ from meterline.schemas.catalog import (
 )
 from meterline.schemas.meters import Meter
 from meterline.schemas.records import RatingKey
+from meterline.transforms.rules.contracts import LAST, Terms, plan_of, price_called, terms_of
 from meterline.transforms.rules.periods import billing_period
 from meterline.transforms.rules.prices.matrix import price_for
 from meterline.transforms.rules.prices.time_of_day import price_in, stretch_at
 
 FIRST = datetime(1970, 1, 1, tzinfo=UTC)
-LAST = datetime(2200, 1, 1, tzinfo=UTC)
 
 
 class Segment(NamedTuple):
@@ -104,14 +103,27 @@ class Directory:
         }
 
     @cached_property
-    def _charges(self) -> dict[tuple[str, str], list[tuple[Subscription, Charge]]]:
-        """By account and meter: the account's own subscriptions that bill the meter, by start."""
-        found: dict[tuple[str, str], list[tuple[Subscription, Charge]]] = {}
+    def _charges(self) -> dict[tuple[str, str], list[tuple[Subscription, str]]]:
+        """By account and meter: the account's own subscriptions that bill the meter, by start, and the charge's id."""
+        found: dict[tuple[str, str], list[tuple[Subscription, str]]] = {}
         for subscription in sorted(self.catalog.subscriptions, key=lambda one: (one.start, one.id)):
-            for charge in self.plans[subscription.plan].charges:
-                if charge.meter is not None:
-                    found.setdefault((subscription.account, charge.meter), []).append((subscription, charge))
+            charges = {(one.meter, one.id): None for plan in subscription.plans for one in self.plans[plan].charges}
+            for meter, charge in charges:
+                if meter is not None:
+                    found.setdefault((subscription.account, meter), []).append((subscription, charge))
         return found
+
+    @cached_property
+    def _terms(self) -> dict[tuple[str, str], list[Terms]]:
+        return {}
+
+    def terms_of(self, subscription: Subscription, charge_id: str) -> list[Terms]:
+        """The prices of a charge over time."""
+        known = self._terms.get((subscription.id, charge_id))
+        if known is None:
+            known = terms_of(subscription, charge_id, self.plans, self.rate_cards)
+            self._terms[subscription.id, charge_id] = known
+        return known
 
     def account_of(self, tenant_id: str, subject: str) -> str | None:
         """The account that a subject is, or belongs to."""
@@ -136,40 +148,44 @@ class Directory:
         """
         start, end = FIRST, LAST
         for account in self.lineage(account_id):
-            for subscription, charge in self._charges.get((account.id, meter_id), ()):
+            for subscription, charge_id in self._charges.get((account.id, meter_id), ()):
                 if instant < subscription.start:
                     end = min(end, subscription.start)
                 elif subscription.end is not None and subscription.end <= instant:
                     start = max(start, subscription.end)
                 else:
-                    return self._priced_segment(subscription, charge, instant, start, end)
+                    for terms in self.terms_of(subscription, charge_id):
+                        if instant < terms.start:
+                            end = min(end, terms.start)
+                        elif terms.end <= instant:
+                            start = max(start, terms.end)
+                        else:
+                            bounds = max(start, terms.start), min(end, terms.end)
+                            return self._priced_segment(subscription, charge_id, terms, instant, *bounds)
         return _unpriced(instant, start, end)
 
     def _priced_segment(
-        self, subscription: Subscription, charge: Charge, instant: datetime, start: datetime, end: datetime
+        self,
+        subscription: Subscription,
+        charge_id: str,
+        terms: Terms,
+        instant: datetime,
+        start: datetime,
+        end: datetime,
     ) -> Segment:
-        start, end = max(start, subscription.start), min(end, subscription.end or LAST)
-        version, price = "", None
-        for candidate in self._card_of(subscription).versions:
-            if instant < candidate.effective_from:
-                end = min(end, candidate.effective_from)
-                break
-            start = max(start, candidate.effective_from)
-            price = candidate.prices.get(charge.id)
-            version = candidate.version if price else ""
-        if not version:
+        if not terms.name:
             return _unpriced(instant, start, end)
         period = billing_period(instant, subscription.calendar)
         band = None
-        if isinstance(price, TimeOfDay):
-            band, band_start, band_end = stretch_at(price, instant, subscription.time_zone)
+        if isinstance(terms.price, TimeOfDay):
+            band, band_start, band_end = stretch_at(terms.price, instant, subscription.time_zone)
             start, end = max(start, band_start), min(end, band_end)
         return Segment(
             max(start, period.start),
             min(end, period.end),
             subscription.id,
-            charge.id,
-            version,
+            charge_id,
+            terms.name,
             period.start,
             period.end,
             band,
@@ -198,23 +214,31 @@ class Directory:
         price = self.charge_price(subscription_id, charge_id, version, dimensions)
         if price is None or isinstance(price, Fixed):
             return None
-        return Priced(price, self._card_of(self.subscriptions[subscription_id]).currency)
+        return Priced(price, self.currency_of(self.subscriptions[subscription_id]))
 
     def charge_price(
         self, subscription_id: str, charge_id: str, version: str, dimensions: Iterable[tuple[str, str]]
     ) -> UsagePrice | Fixed | None:
         """The same for any charge, a fixed fee too; of a price that only chooses one, the price chosen."""
         subscription = self.subscriptions.get(subscription_id)
-        versions = self._card_of(subscription).versions if subscription else ()
-        price = next((one.prices.get(charge_id) for one in versions if one.version == version), None)
+        if subscription is None:
+            return None
+        price = price_called(subscription, charge_id, version, self.plans, self.rate_cards)
         if isinstance(price, Matrix):
             return price_for(price, dict(dimensions))
         if isinstance(price, TimeOfDay):
             return price_in(price, dict(dimensions).get(LOCAL_TIME, ""))
         return price
 
-    def _card_of(self, subscription: Subscription) -> RateCard:
-        return self.rate_cards[self.plans[subscription.plan].rate_card]
+    def plan_of(self, key: RatingKey) -> str:
+        """The plan that what a key stands for belongs to; of a price of the contract, that at the period's start, as a
+        change of plan leaves the price. Empty when the catalog does not have the subscription (any more)."""
+        subscription = self.subscriptions.get(key.subscription_id)
+        return plan_of(subscription, key.rate_card_version, key.period_start) if subscription else ""
+
+    def currency_of(self, subscription: Subscription) -> str:
+        """The currency of all its plans."""
+        return self.rate_cards[self.plans[subscription.plan].rate_card].currency
 
 
 def _unpriced(instant: datetime, start: datetime, end: datetime) -> Segment:

@@ -7,9 +7,10 @@ from datetime import datetime, timedelta
 from decimal import Decimal, localcontext
 from typing import NamedTuple
 
-from meterline.schemas.catalog import Fixed, Matrix, TimeOfDay
+from meterline.schemas.catalog import Fixed, Matrix, Subscription, TimeOfDay
 from meterline.schemas.records import RatingKey
 from meterline.transforms.rules.attribution import Directory
+from meterline.transforms.rules.contracts import TRIAL, price_at, stretches_of
 from meterline.transforms.rules.money import EXACT, round_amount
 from meterline.transforms.rules.periods import Period, billing_period, local_days, period_with_label
 from meterline.transforms.rules.pricing import charge
@@ -84,41 +85,82 @@ def charges_without_usage(
 ) -> Iterator[tuple[BilledKey, Billed, str, Period]]:
     """Fees of the periods with a label: fixed ones, and what metered charges cost without any usage, with currency and
     period."""
-    metered = {(key.subscription_id, key.charge_id, key.period_start) for key in used}
+    metered = {
+        (key.subscription_id, key.charge_id, key.period_start)
+        for key in used
+        if not key.rate_card_version.startswith(TRIAL)
+    }
     for subscription in sorted(book.catalog.subscriptions, key=lambda one: one.id):
         period = period_with_label(label, subscription.calendar)
         if period is None or subscription.start >= period.end or (subscription.end or period.end) <= period.start:
             continue
-        plan = book.plans[subscription.plan]
-        card = book.rate_cards[plan.rate_card]
-        opens = max(period.start, subscription.start)
-        in_force = [version for version in card.versions if version.effective_from <= opens]
-        if not in_force:
-            continue
-        version = in_force[-1]
         account = book.accounts[subscription.account]
-        for item in plan.charges:
-            price = version.prices.get(item.id)
-            if price is None or isinstance(price, Matrix | TimeOfDay):  # Without usage no row, and no band, is due.
-                continue
-            if isinstance(price, Fixed):
-                share = share_of(price, period, subscription.start, subscription.end, subscription.time_zone)
-                amount, quantity = fixed_fee(price, share), Decimal(1)
-            elif (subscription.id, item.id, period.start) in metered:
-                continue
-            else:
-                amount, quantity = charge(price, Decimal(0)), Decimal(0)
-                if not amount:
+        due: dict[tuple[str, str, str], Billed] = {}
+        for fee in fees_of(subscription, period, book):
+            if fee.price is None:
+                if (subscription.id, fee.charge_id, period.start) in metered:
                     continue
+                billed = Billed(Decimal(0), fee.amount)
+            else:
+                before = due.get((fee.charge_id, "", fee.name), Billed(Decimal(1), Decimal(0)))
+                with localcontext(EXACT):
+                    billed = Billed(Decimal(1), before.amount + fee.amount)
+            due[fee.charge_id, fee.meter, fee.name] = billed
+        for (charge_id, meter, name), billed in due.items():
             key = RatingKey(
                 tenant_id=account.tenant,
                 billing_account_id=book.billing_account_of(account.id),
                 subscription_id=subscription.id,
-                charge_id=item.id,
-                meter_id=item.meter or "",
-                rate_card_version=version.version,
+                charge_id=charge_id,
+                meter_id=meter,
+                rate_card_version=name,
                 period_start=period.start,
                 period_end=period.end,
                 dimensions=(),
             )
-            yield BilledKey(key, account.id), Billed(quantity, amount), card.currency, period
+            yield BilledKey(key, account.id), billed, book.currency_of(subscription), period
+
+
+class Fee(NamedTuple):
+    """What is due without usage of a charge, for a stretch of a period.
+
+    A metered charge, due at zero usage, has neither price nor share.
+    """
+
+    charge_id: str
+    meter: str
+    name: str
+    price: Fixed | None
+    share: Share | None
+    amount: Decimal
+
+
+def fees_of(subscription: Subscription, period: Period, book: Directory) -> Iterator[Fee]:
+    """What is due of a subscription's charges in a billing period, whether it has usage or not.
+
+    A fee is that of each stretch of its contract, at the price in force when the stretch opens in the period. What is
+    not prorated, and what is due at zero usage, is due once for a charge: in the first stretch outside of a trial.
+
+    Source: docs/rules.md, "Fixed fees and proration" and "Contracts".
+    """
+    charges = {one.id: one for plan in reversed(subscription.plans) for one in book.plans[plan].charges}
+    for charge_id in charges:
+        is_due = False
+        for stretch in stretches_of(subscription, charge_id):
+            opens, end = max(period.start, stretch.start), min(period.end, stretch.end)
+            own = next((one for one in book.plans[stretch.plan].charges if one.id == charge_id), None)
+            if opens >= end or own is None:
+                continue
+            name, price = price_at(subscription, charge_id, stretch, opens, book.plans, book.rate_cards)
+            if isinstance(price, Fixed):
+                share = share_of(price, period, opens, end, subscription.time_zone)
+                if price.prorate == "none" and is_due:
+                    share = share._replace(part=0)
+                is_due = is_due or (bool(share.part) and not stretch.is_trial)
+                yield Fee(charge_id, "", name, price, share, fixed_fee(price, share))
+            elif not is_due and price is not None and not stretch.is_trial:
+                # Without usage no row of a matrix, and no band, is due.
+                amount = Decimal(0) if isinstance(price, Matrix | TimeOfDay) else charge(price, Decimal(0))
+                is_due = True
+                if amount:
+                    yield Fee(charge_id, own.meter or "", name, None, None, amount)

@@ -13,6 +13,7 @@ from meterline.transforms.rules.billing.bill import Circumstances, Step, Target,
 from meterline.transforms.rules.billing.contracts import contracts
 from meterline.transforms.rules.billing.discounts import discounts
 from meterline.transforms.rules.billing.taxes import taxes
+from meterline.transforms.rules.contracts import TRIAL
 from meterline.transforms.rules.fees import Billed, BilledKey, charges_without_usage, is_in_advance
 from meterline.transforms.rules.money import RoundingMode
 
@@ -148,13 +149,14 @@ def _reason(one: BilledKey, is_later: bool, quantity: Decimal) -> str:
 def _description(one: BilledKey, book: Directory) -> str:
     key = one.key
     subscription = book.subscriptions.get(key.subscription_id)
-    charges = book.plans[subscription.plan].charges if subscription else ()
+    charges = [charge for plan in subscription.plans for charge in book.plans[plan].charges] if subscription else []
     name = next((charge.name for charge in charges if charge.id == key.charge_id), "") or key.charge_id
     if one.kind != "charge":
         source = contracts(book).name_of(one.kind, one.source)
         return f"{source}: {name}" if name else source
     values = ", ".join(value for _, value in key.dimensions if value)
-    return f"{name} ({values})" if values else name
+    trial = ", trial" if key.rate_card_version.startswith(TRIAL) else ""
+    return f"{name} ({values}){trial}" if values else f"{name}{trial}"
 
 
 def double_entry(invoice: Invoice) -> list[tuple[str, Decimal]]:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from datetime import UTC, date, datetime, time, timedelta
-from functools import cache, lru_cache
-from importlib import resources
+from functools import lru_cache
 from typing import NamedTuple
 from zoneinfo import ZoneInfo
 
-from meterline.schemas.calendars import MAX_CYCLE_DAYS, Calendar, longest_days
+from meterline.schemas.calendars import MAX_CYCLE_DAYS, Calendar, longest_days, zone_of
 from meterline.transforms.rules.period_labels import cycle_of_label, days_of_label, label_of
 
 _HOUR = timedelta(hours=1)
@@ -116,12 +115,12 @@ def usage_window(instant: datetime, period: Period) -> tuple[datetime, datetime]
 
 def local_time(instant: datetime, time_zone: str) -> datetime:
     """What the clocks of a time zone show at an instant."""
-    return instant.astimezone(_zone(time_zone))
+    return instant.astimezone(zone_of(time_zone))
 
 
 def _number_of(instant: datetime, calendar: Calendar) -> int:
     """Which period of its calendar holds the instant."""
-    number = calendar.number_of(instant.astimezone(_zone(calendar.time_zone)).date())
+    number = calendar.number_of(instant.astimezone(zone_of(calendar.time_zone)).date())
     # The local date alone does not decide: after midnight a clock may be set back to the day before.
     while instant < _start(number, calendar):
         number -= 1
@@ -138,7 +137,7 @@ def _period(number: int, calendar: Calendar) -> Period:
 
 @lru_cache(maxsize=1 << 16)
 def _start(number: int, calendar: Calendar) -> datetime:
-    return _first_instant(calendar.first_day(number), _zone(calendar.time_zone))
+    return _first_instant(calendar.first_day(number), zone_of(calendar.time_zone))
 
 
 def _first_instant(day: date, zone: ZoneInfo) -> datetime:
@@ -157,11 +156,3 @@ def _first_instant(day: date, zone: ZoneInfo) -> datetime:
         else:
             high = middle
     return high
-
-
-@cache
-def _zone(name: str) -> ZoneInfo:
-    """The zone by the pinned `tzdata` package: two workers whose systems differ must agree on a period's bounds."""
-    *folders, file = name.split("/")
-    with resources.files(".".join(["tzdata.zoneinfo", *folders])).joinpath(file).open("rb") as data:
-        return ZoneInfo.from_file(data, key=name)

@@ -60,24 +60,21 @@ class Contracts:
 
     def covers(self, scope: Scope, key: RatingKey) -> bool:
         """Whether a charge is one of those that the scope names."""
-        subscription = self.book.subscriptions.get(key.subscription_id)
         return (
             (not scope.charges or key.charge_id in scope.charges)
             and (not scope.meters or key.meter_id in scope.meters)
-            and (not scope.plans or (subscription is not None and subscription.plan in scope.plans))
+            and (not scope.plans or self.book.plan_of(key) in scope.plans)
         )
 
     def product_code(self, key: RatingKey) -> str | None:
-        subscription = self.book.subscriptions.get(key.subscription_id)
-        return self._product_codes.get((subscription.plan, key.charge_id)) if subscription else None
+        return self._product_codes.get((self.book.plan_of(key), key.charge_id))
 
     def tax_rate(self, jurisdiction: str, code: str | None) -> TaxRate | None:
         """That which names the code, else that for all others."""
         return self._tax_rates.get((jurisdiction, code)) or self._tax_rates.get((jurisdiction, None))
 
     def includes_tax(self, key: RatingKey) -> bool:
-        subscription = self.book.subscriptions.get(key.subscription_id)
-        plan = self.book.plans.get(subscription.plan) if subscription else None
+        plan = self.book.plans.get(self.book.plan_of(key))
         return plan is not None and self.book.rate_cards[plan.rate_card].prices_include_tax
 
     def period_of(self, billing_account_id: str, label: str) -> Period:
