@@ -139,6 +139,8 @@ def test_a_value_holds_no_longer_than_its_account_is_on_the_price() -> None:
     ("percentile", "period", "interval", "above"),
     [
         pytest.param("95", 31 * 86_400, 300, 446, id="of 8,928 intervals the 8,482nd"),
+        # https://docs.swiftfederation.com/Billing/95th_Percentile.html
+        pytest.param("95", 30 * 86_400, 300, 432, id="of 8,640 intervals the 432 busiest are free"),
         pytest.param("95", 100 * 60, 60, 5, id="of 100 the 95th"),
         pytest.param("100", 100 * 60, 60, 0, id="the greatest"),
         pytest.param("0.000000000001", 100 * 60, 60, 99, id="the least"),

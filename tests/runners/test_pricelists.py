@@ -9,12 +9,17 @@ from pathlib import Path
 import pytest
 import yaml
 
+from meterline.transforms import clickhouse
 from tests.command import Command
 
 FOLDER = Path(__file__).parents[2] / "examples" / "pricelists"
 
 # By example: the total of the invoice, and of its lines the exact amounts that are not 0.
 EXAMPLES = {
+    "aws-ebs/12-hours": (
+        "3.82",
+        {"Storage": "3.131333333333333333", "IOPS above 3000": "0.690666666666666667"},
+    ),
     "aws-lambda/example-1": ("18.74", {"Compute": "18.337", "Requests": "0.4"}),
     "aws-lambda/example-2": ("11.63", {"Compute": "5.8345", "Requests": "5.8"}),
     "aws-s3-egress/example": ("1356.80", {"Data transfer out": "1356.8"}),
@@ -80,6 +85,20 @@ def test_a_published_example_costs_what_its_source_says(meterline: Command, exam
     assert Decimal(invoice["total"]) == Decimal(total)
     audited = meterline("audit", "--catalog", catalog, "--clickhouse", meterline.url)
     assert audited.code == 0, audited.out
+
+
+def test_an_explanation_says_what_a_meter_counts(meterline: Command) -> None:
+    catalog = FOLDER / "aws-ebs"
+    place = ("--catalog", catalog, "--clickhouse", meterline.url)
+    meterline("rate", "--input", catalog / "12-hours.ndjson", *place, "--now", "2026-12-01T00:00:00Z")
+    said = meterline("explain", "12-hours-2", *place)
+    assert "iops: 0 IOPS·h (vol-1) → iops" in said.out
+    words = "counts the sum of max(iops - 3000, 0), each times the hours it holds, of events volume.provisioned"
+    assert words in " ".join(said.out.split())
+    # Until the volume is deleted it holds to the end of October; then the rest is taken back.
+    sql = "SELECT meter_id, quantity_to FROM line_items FINAL ORDER BY meter_id, window_start"
+    reached = [tuple(row.values()) for row in clickhouse.query(meterline.url, sql).to_pylist()]
+    assert reached == [("iops", 4_476_500), ("iops", 84_000), ("storage", 1_279_000), ("storage", 24_000)]
 
 
 def test_an_explanation_shows_what_is_beside_the_tiers(meterline: Command) -> None:
