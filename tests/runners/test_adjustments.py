@@ -176,3 +176,18 @@ def test_a_coupon_ends_after_its_periods(database: str, catalog: Catalog, tmp_pa
     found = {period: issue(database, catalog, period) for period in ("2026-01", "2026-02", "2026-03")}
     welcome = {period: sum(one[2] for one in lines if "Welcome" in one[1]) for period, lines in found.items()}
     assert welcome == {"2026-01": Decimal(-5), "2026-02": Decimal(-5), "2026-03": 0}
+
+
+@pytest.mark.parametrize(("source", "amount"), [("launch", Decimal("6.33")), ("welcome", Decimal("5.00"))])
+def test_what_a_charge_gives_back_leaves_the_discount_to_the_others(
+    source: str, amount: Decimal, database: str, catalog: Catalog, tmp_path: Path
+) -> None:
+    everything = tuple(one.model_copy(update={"charges": ()}) for one in catalog.discounts)
+    of_tokens = tuple(one.model_copy(update={"charges": ("tokens",)}) for one in catalog.discounts if one.id == source)
+    rate(database, catalog, tmp_path, event("1", "red", 1000), event("2", "north-blue", 900, "small"))
+    issue(database, catalog.model_copy(update={"discounts": everything}))
+    fewer = catalog.model_copy(update={"discounts": of_tokens})
+    issue(database, fewer)
+    assert broken(database, fewer) == []
+    sql = "SELECT sum(amount) AS off FROM invoice_lines FINAL WHERE source = {source:String}"
+    assert clickhouse.query(database, sql, {"source": source})["off"].to_pylist() == [-amount]

@@ -59,6 +59,8 @@ def next_invoice(
     Source: docs/rules.md, "Invoices" and "From charges to the total".
     """
     targets = targets_of(statement, book, rounding, ended)
+    # A line that is given back is of a discount that others may still have: it says what that comes to now.
+    terms = {(one.kind, one.source): target.terms for one, target in targets.items() if one.kind != "tax"}
     lines = []
     # What was billed before the period closed is no first bill of it.
     opened = any(one.kind == "charge" and not is_in_advance(one.key, book) for one in statement.posted)
@@ -82,7 +84,7 @@ def next_invoice(
                 reason=_reason(one, opened or before is not None, quantity),
                 kind=one.kind,
                 source=one.source,
-                terms=target.terms,
+                terms=target.terms or terms.get((one.kind, one.source), ""),
             )
         )
     if not lines or (statement.sequence and not any(line.amount for line in lines)):
