@@ -9,10 +9,12 @@ from random import Random
 from typing import Any
 
 from .auditor import Catalog
+from .contracts import with_contracts
 from .generator import DIMENSION_PATHS, VALUE_PATHS, World, make_plans, make_subscriptions
+from .meter_kinds import with_every_meter
 from .price_models import with_every_model
 
-CHANGES = ("nothing", "prices", "plans and subscriptions", "meters", "everything")
+CHANGES = ("nothing", "prices", "plans and subscriptions", "meters", "everything", "cycles", "filters")
 
 
 def other_catalog(world: World, seed: int, change: str) -> Catalog:
@@ -20,6 +22,10 @@ def other_catalog(world: World, seed: int, change: str) -> Catalog:
     catalog = deepcopy(world.catalog)
     if change == "nothing":
         return catalog
+    if change == "cycles":
+        return with_contracts(world, seed + 1_000_000).catalog
+    if change == "filters":
+        return with_every_meter(world, seed + 1_000_000).catalog
     day = (world.received - timedelta(days=6)).replace(hour=0, minute=0, second=0, microsecond=0)
     if change in ("meters", "everything"):
         catalog["meters"] = _meters(rng, catalog["meters"])
@@ -38,7 +44,8 @@ def _meters(rng: Random, meters: list[dict[str, Any]]) -> list[dict[str, Any]]:
         if meter["aggregation"] not in ("count", "distinct") and rng.random() < 0.4:
             meter["aggregation"] = rng.choice(["sum", "min", "max", "latest", "count"])
             if meter["aggregation"] == "count":
-                del meter["value"]
+                meter.pop("value", None)
+                meter.pop("expression", None)
         if meter.get("dimensions") and rng.random() < 0.4:
             meter["dimensions"] = rng.sample(meter["dimensions"], rng.randint(0, len(meter["dimensions"])))
         if rng.random() < 0.2:
