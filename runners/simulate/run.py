@@ -28,6 +28,7 @@ from meterline.transforms.rules.what_if import (
     changes_by_charge,
     changes_by_payer,
     invoices_of,
+    of_payers,
     priced_usage,
     totals,
 )
@@ -185,7 +186,7 @@ def _stored(url: str, period: str, book: Directory, console: Console | None) -> 
                     raise
                 raise InputError(f"{error}; give the catalog that the period is billed with as --today") from None
             progress.update(task, completed=part + 1)
-    return used
+    return of_payers(used)
 
 
 def _rated(

@@ -144,6 +144,10 @@ NEWS = {
         [("account: two, plan: usd,", "account: two, plan: usd, anchor_day: 6,")],
         {"two USD": ("1.00", None, "-1.00")},
     ),
+    "a discount": (
+        [("rate_cards:", "discounts: [{id: summer, percent: 10}]\nrate_cards:")],
+        {"one EUR": ("9.00", "8.10", "-0.90"), "two USD": ("1.00", "0.90", "-0.10")},
+    ),
     "a payer": (
         [("{id: two}", "{id: two, parent: one}"), (TWO, "")],
         {"one EUR": ("9.00", "9.50", "0.50"), "two USD": ("1.00", None, "-1.00")},
@@ -190,6 +194,21 @@ def test_usage_without_a_price_is_told(meterline: Command, today: Path, tmp_path
     assert "1 rating keys have no amount" in said.out
 
 
+def test_the_same_catalog_changes_nothing_where_accounts_share_a_discount(meterline: Command, tmp_path: Path) -> None:
+    catalog = changed(
+        tmp_path,
+        ("rate_cards:", "discounts: [{id: summer, percent: '33.3'}]\nrate_cards:"),
+        ("{id: two}", "{id: two, parent: one}"),
+        (TWO, ""),
+    )
+    usage = tmp_path / "usage.ndjson"
+    usage.write_bytes(b"\n".join(event(number, ("one", "two")[number % 3 == 0], region="eu") for number in range(37)))
+    meterline("rate", "--input", usage, "--catalog", catalog, *at(meterline), "--now", "2026-11-01T00:00:00Z")
+    found = simulated(meterline, catalog, "--today", catalog)
+    assert amounts(found) == {"one EUR": ("5.80", "5.80", "0.00")}  # 8.70 − 33.3 %
+    assert all(Decimal(charge["difference"]) == 0 for charge in found["accounts"][0]["charges"])
+
+
 def test_the_table_has_the_top_movers_and_a_total(meterline: Command, today: Path, tmp_path: Path) -> None:
     new = changed(tmp_path, ('"0.10"', '"0.30"'), ("account: two, plan: usd", "account: two, plan: eur"))
     words = ("simulate", "--catalog", new, "--today", today, "--period", "2026-10", *at(meterline))
@@ -199,7 +218,7 @@ def test_the_table_has_the_top_movers_and_a_total(meterline: Command, today: Pat
     assert ["1", "more", "(--top)", "–", "6.50", "+6.50", "new"] in rows
     assert ["total", "9.00", "23.50", "+14.50", "+161.1"] in rows
     assert ["total", "1.00", "–", "-1.00", "-100.0"] in rows
-    assert "before discounts, credits and tax" in said.out
+    assert "discounts and tax included" in " ".join(said.out.split())
     rows = [line.split() for line in meterline(*words, "--by", "charge").out.splitlines()]
     assert ["calls", "4.00", "13.50", "+9.50", "+237.5"] in rows
     assert ["fee", "5.00", "10.00", "+5.00", "+100.0"] in rows

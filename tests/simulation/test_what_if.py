@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 from datetime import datetime, timedelta
-from decimal import Decimal
 from pathlib import Path
 from random import Random
 
@@ -18,13 +17,12 @@ from meterline.runners.invoices import invoices_of as stored_invoices
 from meterline.runners.jobs import make_invoices
 from meterline.schemas.calendars import Calendar
 from meterline.schemas.catalog import Catalog
-from meterline.schemas.records import RatingKey
 from meterline.transforms import clickhouse, recorded
 from meterline.transforms.recorded_columns import Columns
 from meterline.transforms.recorded_parts import Found
 from meterline.transforms.rules.attribution import directory
 from meterline.transforms.rules.periods import billing_period, utc_days_of_label
-from meterline.transforms.rules.what_if import Used, invoices_of, priced_usage
+from meterline.transforms.rules.what_if import invoices_of, of_payers, priced_usage
 from tests.conftest import empty_tables
 
 from . import chaos
@@ -59,15 +57,6 @@ def labels_of(world: World, catalog: Catalog, rng: Random) -> list[str]:
     return [month, *rng.sample(labels, min(2, len(labels)))]
 
 
-def by_key(used: Used) -> dict[RatingKey, tuple[Decimal, Decimal, str]]:
-    """Quantity and amount of rating keys, whoever used it."""
-    found: dict[RatingKey, tuple[Decimal, Decimal, str]] = {}
-    for name, (billed, currency) in used.items():
-        quantity, amount, _ = found.get(name.key, (Decimal(0), Decimal(0), ""))
-        found[name.key] = quantity + billed.quantity, amount + billed.amount, currency
-    return found
-
-
 @pytest.mark.parametrize("seed", chaos.seeds("METERLINE_WHAT_IF_SEEDS", 14))
 def test_a_simulation_gives_what_rating_the_events_anew_would(seed: int, database: str, tmp_path: Path) -> None:
     rng, change = Random(seed), CHANGES[seed % len(CHANGES)]
@@ -85,7 +74,7 @@ def test_a_simulation_gives_what_rating_the_events_anew_would(seed: int, databas
     priced = {label: priced_usage(usage, book).used for label, usage in found.items()}
     if change == "nothing":
         for label in labels:
-            assert by_key(priced[label]) == by_key(line_item_totals(database, label, book))
+            assert priced[label] == of_payers(line_item_totals(database, label, book))
 
     live = clickhouse.query(database, _LIVE, as_text=False)["payload"].to_pylist()
     empty_tables(database)
@@ -93,7 +82,7 @@ def test_a_simulation_gives_what_rating_the_events_anew_would(seed: int, databas
         (tmp_path / "live").write_bytes(b"\n".join(live) + b"\n")
         run(other, new, [tmp_path / "live"], database, Treatment())
     for label in labels:
-        assert by_key(priced[label]) == by_key(line_item_totals(database, label, book))
+        assert priced[label] == of_payers(line_item_totals(database, label, book))
     for label in labels[:1]:
         make_invoices(Options(label, new, database, datetime.fromisoformat("2199-01-01T00:00:00Z"), parts=1))
         assert {

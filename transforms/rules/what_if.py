@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from decimal import Context, Decimal
+from decimal import Context, Decimal, localcontext
 from typing import NamedTuple, TypeVar
 
 from meterline.schemas.event import Reason
@@ -15,7 +15,7 @@ from meterline.transforms.rules.attribution import Directory
 from meterline.transforms.rules.fees import Billed, BilledKey
 from meterline.transforms.rules.invoicing import next_invoice, statements
 from meterline.transforms.rules.line_items import line_items
-from meterline.transforms.rules.money import MoneyError, QuantityError, RoundingMode
+from meterline.transforms.rules.money import EXACT, MoneyError, QuantityError, RoundingMode
 from meterline.transforms.rules.prices.parts import RateCardError
 
 Used = Mapping[BilledKey, tuple[Billed, str]]
@@ -68,6 +68,17 @@ def priced_usage(usage: Mapping[str, Usage], book: Directory) -> PricedUsage:
         billed = Billed(item.quantity_to, item.amount)
         priced.used[BilledKey(key, key.billing_account_id)] = billed, item.currency
     return priced
+
+
+def of_payers(used: Used) -> dict[BilledKey, tuple[Billed, str]]:
+    """What line items say, with the accounts of a rating key put together, as in `PricedUsage`."""
+    found: dict[BilledKey, tuple[Billed, str]] = {}
+    with localcontext(EXACT):
+        for one, (billed, currency) in used.items():
+            name = BilledKey(one.key, one.key.billing_account_id)
+            before, _ = found.get(name, (Billed(_ZERO, _ZERO), currency))
+            found[name] = Billed(before.quantity + billed.quantity, before.amount + billed.amount), currency
+    return found
 
 
 class Payer(NamedTuple):
