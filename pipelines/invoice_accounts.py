@@ -21,8 +21,17 @@ from meterline.schemas.catalog import Catalog
 from meterline.schemas.records import Invoice, InvoiceLine, RatingKey
 from meterline.transforms import clickhouse
 from meterline.transforms.rules.attribution import Directory, directory
+from meterline.transforms.rules.billing.bill import Elsewhere
+from meterline.transforms.rules.billing.contracts import contracts
 from meterline.transforms.rules.fees import Billed, BilledKey, period_label
-from meterline.transforms.rules.invoicing import Statement, double_entry, in_advance, next_invoice, statements
+from meterline.transforms.rules.invoicing import (
+    Statement,
+    double_entry,
+    has_ended,
+    in_advance,
+    next_invoice,
+    statements,
+)
 from meterline.transforms.rules.money import RoundingMode
 from meterline.transforms.rules.periods import starts_of_label
 from meterline.transforms.write import key_columns
@@ -98,6 +107,17 @@ FROM invoices FINAL
 WHERE status = 'issued' AND period = {label:String} AND cityHash64(billing_account_id) % {parts:UInt32} = {part:UInt32}
 GROUP BY ALL
 """
+# What account-wide terms look at: a commitment at the spend of its term, a grant at what other periods have drawn.
+_ELSEWHERE = """
+SELECT tenant_id, billing_account_id, currency, label, kind, source, subscription_id, charge_id, meter_id,
+       rate_card_version, period_start, period_end, sum(toDecimal256(amount, 18)) AS amount
+FROM (SELECT * FROM invoice_lines FINAL WHERE billing_account_id IN {accounts:Array(String)}) AS lines
+INNER JOIN (
+    SELECT invoice_id, period AS label FROM invoices FINAL
+    WHERE status = 'issued' AND period != {label:String} AND billing_account_id IN {accounts:Array(String)}
+) AS invoices USING (invoice_id)
+GROUP BY ALL ORDER BY ALL
+"""
 
 
 class _ReadTotalsFn(beam.DoFn):
@@ -117,7 +137,21 @@ class _ReadTotalsFn(beam.DoFn):
             for row in clickhouse.query(options.clickhouse, _ISSUED, parameters).to_pylist()
         }
         wanted = self._wanted(part, book)
-        yield from statements(options.period, book, used, posted, issued, wanted)
+        yield from statements(options.period, book, used, posted, issued, wanted, self._elsewhere(book, wanted))
+
+    def _elsewhere(self, book: Directory, wanted: list[str]) -> dict[tuple[str, str, str], list[Elsewhere]]:
+        terms = contracts(book)
+        accounts = [name for name in wanted if name in terms.commitments or name in terms.grants]
+        found: dict[tuple[str, str, str], list[Elsewhere]] = {}
+        if accounts:
+            parameters = {"accounts": accounts, "label": self._options.period}
+            for row in clickhouse.query(self._options.clickhouse, _ELSEWHERE, parameters).to_pylist():
+                group = (row["tenant_id"], row["billing_account_id"], row["currency"])
+                key = _key_of(row, ())
+                found.setdefault(group, []).append(
+                    Elsewhere(row["label"], row["kind"], row["source"], key, row["amount"])
+                )
+        return found
 
     def _wanted(self, part: int, book: Directory) -> list[str]:
         accounts = list(self._options.accounts) or [
@@ -156,12 +190,15 @@ def line_item_totals(
 def _posted(rows: pa.Table) -> dict[BilledKey, tuple[Billed, str]]:
     posted = {}
     for row in rows.to_pylist():
-        names = ("tenant_id", "billing_account_id", "subscription_id", "charge_id", "meter_id", "rate_card_version")
-        dimensions = tuple(map(tuple, row["dimensions"]))
-        key = RatingKey._make([*(row[name] for name in names), row["period_start"], row["period_end"], dimensions])
+        key = _key_of(row, tuple(map(tuple, row["dimensions"])))
         one = BilledKey(key, row["account_id"], row["kind"], row["source"])
         posted[one] = (Billed(row["quantity"], row["amount"]), row["currency"])
     return posted
+
+
+def _key_of(row: dict[str, Any], dimensions: tuple[tuple[str, str], ...]) -> RatingKey:
+    names = ("tenant_id", "billing_account_id", "subscription_id", "charge_id", "meter_id", "rate_card_version")
+    return RatingKey._make([*(row[name] for name in names), row["period_start"], row["period_end"], dimensions])
 
 
 class _InvoiceFn(beam.DoFn):
@@ -172,7 +209,7 @@ class _InvoiceFn(beam.DoFn):
         options = self._options
         book = directory(options.catalog)
         Metrics.counter("invoice", "statements").inc()
-        ended = all(one.key.period_end <= options.now for one in (*statement.due, *statement.posted))
+        ended = has_ended(statement, book, options.now)
         waits = options.issue and not (ended or options.interim)
         if waits:
             statement = in_advance(statement, book, options.now)

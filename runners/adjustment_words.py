@@ -43,8 +43,37 @@ def _included_tax(terms: dict[str, Any], currency: str) -> str:
     return f"{of} include it: × {number(Decimal(terms['percent']))} / {whole}, rounded once{note}"
 
 
+def _drawn(terms: dict[str, Any], currency: str) -> str:
+    of, available, total = (money(Decimal(terms[name]), currency) for name in ("of", "available", "total"))
+    return f"{total} of the {available} that were left pay for what there was of {of}"
+
+
+def _prepayment(terms: dict[str, Any], currency: str) -> str:
+    return f"{money(Decimal(terms['amount']), currency)} for the whole term, to be drawn from"
+
+
+def _true_up(terms: dict[str, Any], currency: str) -> str:
+    amount, spent = (money(Decimal(terms[name]), currency) for name in ("amount", "spent"))
+    return f"{amount} were promised, {spent} were spent: the rest is due"
+
+
+def _overage(terms: dict[str, Any], currency: str) -> str:
+    of, beyond, posted = (money(Decimal(terms[name]), currency) for name in ("of", "beyond", "posted"))
+    more = number(Decimal(terms["factor"]) - 1)
+    return f"{beyond} beyond the commitment × {more} more, less {posted} in other periods; at most {of} × {more}"
+
+
 def _percent(terms: dict[str, Any]) -> str:
     return f"{number(Decimal(terms['percent']))} %"
 
 
-_WORDS = {"discount": _discount, "tax": _tax, "included_tax": _included_tax}
+_WORDS = {
+    "discount": _discount,
+    "prepayment": _prepayment,
+    "prepaid": _drawn,
+    "true_up": _true_up,
+    "overage": _overage,
+    "credit": _drawn,
+    "tax": _tax,
+    "included_tax": _included_tax,
+}

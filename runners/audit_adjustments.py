@@ -24,8 +24,8 @@ class Adjustment:
     def holds(self) -> bool:
         if not self.terms:  # It applies no more: all that was billed is given back.
             return self.amount == 0
-        exact, sign = _exact(self.row["kind"], json.loads(self.terms))
-        return any(self.amount == sign * one for one in _rounded(exact, self.row["currency"]))
+        terms = json.loads(self.terms)
+        return self.amount in _amounts(self.row["kind"], terms, self.row["currency"])
 
 
 def adjustments(rows: Sequence[dict[str, Any]]) -> Iterator[Adjustment]:
@@ -45,18 +45,31 @@ def adjustments(rows: Sequence[dict[str, Any]]) -> Iterator[Adjustment]:
         yield Adjustment(last, sum((line["amount"] for line in lines), Decimal(0)), last["terms"])
 
 
-def _exact(kind: str, terms: dict[str, Any]) -> tuple[Fraction, int]:
-    """What it comes to, and whether it adds to the invoice or takes off."""
-    of = Fraction(terms["of"])
-    if kind == "discount":
-        return (of * Fraction(terms["percent"]) / 100 if "percent" in terms else min(of, Fraction(terms["amount"]))), -1
-    if "treatment" in terms:
-        return Fraction(0), 1
-    return of * Fraction(terms["percent"]) / 100, 1
+def _amounts(kind: str, terms: dict[str, Any], currency: str) -> list[Decimal]:
+    """What it may come to; more than one where the way of rounding matters (`--rounding`)."""
+    exact = {name: Fraction(text) for name, text in terms.items() if name not in ("note", "treatment")}
+    match kind:
+        case "discount" if "percent" in terms:
+            return [-one for one in _rounded(exact["of"] * exact["percent"] / 100, currency)]
+        case "discount":
+            return _rounded(-min(exact["of"], exact["amount"]), currency)
+        case "prepayment":
+            return _rounded(exact["amount"], currency)
+        case "prepaid" | "credit":
+            return _rounded(-min(exact["of"], exact["available"]), currency)
+        case "true_up":
+            return _rounded(max(exact["amount"] - exact["spent"], Fraction(0)), currency)
+        case "overage":
+            more = exact["factor"] - 1
+            due = [
+                max(one - Decimal(terms["posted"]), Decimal(0)) for one in _rounded(exact["beyond"] * more, currency)
+            ]
+            return [min(pair) for pair in zip(due, _rounded(max(exact["of"], Fraction(0)) * more, currency))]
+    return [Decimal(0)] if "treatment" in terms else _rounded(exact["of"] * exact["percent"] / 100, currency)
 
 
 def _rounded(exact: Fraction, currency: str) -> list[Decimal]:
-    """To the minor unit, in either way that an invoice may have been rounded (`--rounding`)."""
+    """To the minor unit: half even, and half up."""
     unit = 10 ** minor_units(currency)
     units, rest = divmod(exact * unit, 1)
     up = {ROUND_HALF_EVEN: rest > Fraction(1, 2) or (rest == Fraction(1, 2) and units % 2 == 1),

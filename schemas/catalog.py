@@ -42,7 +42,7 @@ from meterline.schemas.catalog_fields import (
     unless,
     zone,
 )
-from meterline.schemas.catalog_money import AccountTax, Discount, Redemption, TaxRate
+from meterline.schemas.catalog_money import AccountTax, Commitment, Discount, Grant, Redemption, TaxRate
 from meterline.schemas.meters import Meter
 
 
@@ -625,6 +625,8 @@ class Catalog(Record):
     discounts: Annotated[tuple[Discount, ...], unless(())] = ()
     redemptions: Annotated[tuple[Redemption, ...], unless(())] = ()
     tax_rates: Annotated[tuple[TaxRate, ...], unless(())] = ()
+    commitments: Annotated[tuple[Commitment, ...], unless(())] = ()
+    grants: Annotated[tuple[Grant, ...], unless(())] = ()
 
     @cached_property
     def digest(self) -> str:

@@ -65,6 +65,8 @@ _KINDS = {
     "discounts": "discount",
     "redemptions": "redemption",
     "tax_rates": "tax rate",
+    "commitments": "commitment",
+    "grants": "grant",
 }
 
 

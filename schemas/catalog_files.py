@@ -4,7 +4,7 @@
 
 Files may have any names, since each says under its top-level keys what it holds: `meters`, `rate_cards`,
 `plans`, `accounts`, `subscriptions`, `discounts`,
-`redemptions`, `tax_rates`. `python -m meterline.schemas.catalog_files` prints the JSON Schema
+`redemptions`, `tax_rates`, `commitments`, `grants`. `python -m meterline.schemas.catalog_files` prints the JSON Schema
 that editors complete and check catalog files with.
 """
 
@@ -55,7 +55,16 @@ from meterline.schemas.catalog import (
     Volume,
 )
 from meterline.schemas.catalog_fields import ID_PATTERN, PATH_PATTERN, Record
-from meterline.schemas.catalog_money import AccountTax, DatedPercent, Discount, Redemption, TaxRate
+from meterline.schemas.catalog_money import (
+    AccountTax,
+    Commitment,
+    DatedPercent,
+    Discount,
+    Grant,
+    Redemption,
+    Rollover,
+    TaxRate,
+)
 from meterline.schemas.meters import Meter
 
 MAX_DEPTH = 32
@@ -70,6 +79,8 @@ SECTIONS: dict[str, type[Record]] = {
     "discounts": Discount,
     "redemptions": Redemption,
     "tax_rates": TaxRate,
+    "commitments": Commitment,
+    "grants": Grant,
 }
 _PRICES: dict[str, type[Record]] = {
     "per_unit": PerUnit,
@@ -99,6 +110,7 @@ _MODELS: dict[str, type[Record]] = {
     "trial": Trial,
     "graduated_percentage.tiers": ShareTier,
     "tax": AccountTax,
+    "rollover": Rollover,
     "rates": DatedPercent,
 }
 _SINGULAR = {
@@ -110,6 +122,8 @@ _SINGULAR = {
     "discounts": "discount",
     "redemptions": "redemption",
     "tax_rates": "tax rate",
+    "commitments": "commitment",
+    "grants": "grant",
     "rates": "rate",
     "jurisdictions": "jurisdiction",
     "product_codes": "product code",

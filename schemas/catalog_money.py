@@ -21,6 +21,7 @@ from meterline.schemas.catalog_fields import (
     decimal_schema,
     misplaced,
     positive,
+    zone,
 )
 
 Amount = Annotated[
@@ -173,4 +174,90 @@ class AccountTax(Record):
         for number, name in enumerate(self.jurisdictions):
             if name in self.jurisdictions[:number]:
                 raise misplaced(f"{name!r} is named twice", at=("jurisdictions", number))
+        return self
+
+
+class Rollover(Record):
+    """What of a grant is carried into its next month."""
+
+    minimum: Annotated[Price, decimal_schema("At least so much, even where less is left.")] = Decimal(0)
+    maximum: Annotated[Price, decimal_schema("At most so much of what is left.")] = Decimal(0)
+
+    @model_validator(mode="after")
+    def _minimum_first(self) -> Rollover:
+        if self.maximum < self.minimum:
+            raise misplaced(
+                f"is {self.maximum:f}, it must be at least the minimum of {self.minimum:f}",
+                at=("maximum",),
+                also=("minimum",),
+            )
+        return self
+
+
+class Grant(Scope):
+    """Credit that a billing account draws from before it pays."""
+
+    id: Id
+    name: Name = ""
+    account: Annotated[Id, Field(description="The billing account.")]
+    amount: Amount
+    currency: Currency
+    priority: int = Field(100, ge=0, le=10**6, strict=True, description="The lowest is drawn first.")
+    effective_from: Instant
+    expires: Instant | None = Field(None, description="The first instant that it no longer holds; none for no end.")
+    recurs: Literal["never", "monthly"] = Field("never", description="monthly: anew on each monthly day of its start.")
+    rollover: Rollover | None = Field(None, description="What of a month is carried into the next; nothing unless set.")
+    time_zone: Annotated[str, AfterValidator(zone)] = Field("UTC", description="In which its months start.")
+
+    @model_validator(mode="after")
+    def _sensible(self) -> Grant:
+        if self.expires is not None and self.expires <= self.effective_from:
+            raise misplaced(
+                f"is {self.expires.isoformat()}, it must be after {self.effective_from.isoformat()}",
+                at=("expires",),
+                also=("effective_from",),
+            )
+        if self.rollover is not None and self.recurs == "never":
+            raise misplaced("only a grant that recurs is carried over, `recurs` is missing", at=("rollover",))
+        return self
+
+
+def _at_least_one(value: Decimal) -> Decimal:
+    if value < 1:
+        raise ValueError(f"must be at least 1, got {value:f}")
+    return value
+
+
+class Commitment(Scope):
+    """Spend that a billing account has promised: in each billing period, or over a term."""
+
+    id: Id
+    name: Name = ""
+    account: Annotated[Id, Field(description="The billing account.")]
+    kind: Literal["minimum", "postpaid", "prepaid"] = Field(
+        description="minimum: in each billing period; postpaid: over the term, what is missing is billed at its end; "
+        "prepaid: the same, billed at its start and then drawn from."
+    )
+    amount: Amount
+    currency: Currency
+    start: Instant
+    end: Instant | None = Field(None, description="The end of the term, exclusive; a minimum may be without end.")
+    overage_factor: Annotated[
+        Price,
+        AfterValidator(_at_least_one),
+        decimal_schema("Spend beyond the commitment is multiplied by it; 1 or more."),
+    ] = Decimal(1)
+
+    @model_validator(mode="after")
+    def _sensible(self) -> Commitment:
+        if self.end is None and self.kind != "minimum":
+            raise ValueError("`end` is missing, the end of the term")
+        if self.end is not None and self.end <= self.start:
+            raise misplaced(
+                f"ends at {self.end.isoformat()}, it must end after its start {self.start.isoformat()}",
+                at=("end",),
+                also=("start",),
+            )
+        if self.kind == "minimum" and self.overage_factor != 1:
+            raise misplaced("only a commitment over a term has an overage", at=("overage_factor",))
         return self

@@ -10,7 +10,8 @@ from meterline.schemas.catalog_findings import Finding, Place
 from meterline.schemas.catalog_money import Scope
 from meterline.schemas.currency import MINOR_UNITS
 
-SCOPED = ("discounts",)
+SCOPED = ("discounts", "commitments", "grants")
+OWNED = ("commitments", "grants")
 
 
 def references(catalog: Catalog) -> Iterator[tuple[Place, str, str]]:
@@ -22,6 +23,9 @@ def references(catalog: Catalog) -> Iterator[tuple[Place, str, str]]:
     for section in SCOPED:
         for number, record in enumerate(getattr(catalog, section)):
             yield from _scope((section, number), record)
+    for section in OWNED:
+        for number, record in enumerate(getattr(catalog, section)):
+            yield (section, number, "account"), "accounts", record.account
     for number, redemption in enumerate(catalog.redemptions):
         yield ("redemptions", number, "discount"), "discounts", redemption.discount
         if redemption.account is not None:
@@ -45,12 +49,19 @@ def findings(catalog: Catalog, complete: bool) -> Iterator[Finding]:
         yield from _payers(catalog)
         yield from _jurisdictions(catalog)
         yield from _redemptions(catalog)
+        yield from _cycles(catalog)
 
 
 def _amounts(catalog: Catalog) -> Iterator[Finding]:
     for number, discount in enumerate(catalog.discounts):
         if discount.amount is not None and discount.currency is not None:
             yield from whole(("discounts", number, "amount"), discount.amount, discount.currency)
+    for section in OWNED:
+        for number, record in enumerate(getattr(catalog, section)):
+            yield from whole((section, number, "amount"), record.amount, record.currency)
+    for number, grant in enumerate(catalog.grants):
+        for limit in ("minimum", "maximum") if grant.rollover else ():
+            yield from whole(("grants", number, "rollover", limit), getattr(grant.rollover, limit), grant.currency)
 
 
 def whole(at: Place, amount: Decimal, currency: str) -> Iterator[Finding]:
@@ -84,6 +95,9 @@ def _payers(catalog: Catalog) -> Iterator[Finding]:
             yield from check(("discounts", number, "accounts", position), name)
     for number, redemption in enumerate(catalog.redemptions):
         yield from check(("redemptions", number, "account"), redemption.account)
+    for section in OWNED:
+        for number, record in enumerate(getattr(catalog, section)):
+            yield from check((section, number, "account"), record.account)
     for number, account in enumerate(catalog.accounts):
         if account.tax is not None:
             yield from check(("accounts", number, "tax"), account.id)
@@ -138,3 +152,29 @@ def _redemptions(catalog: Catalog) -> Iterator[Finding]:
         if discount.max_redemptions is not None and times[discount.id] > discount.max_redemptions:
             message = f"coupon {discount.id} can be redeemed {discount.max_redemptions} times, this is once more"
             yield Finding(at, message, ("discounts", place, "max_redemptions"))
+
+
+def _cycles(catalog: Catalog) -> Iterator[Finding]:
+    """Commitments of accounts that are billed in more than one cycle, so that it is not said which period counts."""
+    above = {account.id: None if account.is_billed else account.parent for account in catalog.accounts}
+
+    def payer(name: str) -> str:
+        seen: set[str] = set()
+        while name not in seen and (parent := above.get(name)):
+            seen.add(name)
+            name = parent
+        return name
+
+    first: dict[str, tuple[int, str]] = {}
+    mixed: dict[str, int] = {}
+    for number, subscription in enumerate(catalog.subscriptions):
+        account = payer(subscription.account)
+        if first.setdefault(account, (number, subscription.cycle))[1] != subscription.cycle:
+            mixed.setdefault(account, number)
+    for number, commitment in enumerate(catalog.commitments):
+        at: Place = ("commitments", number, "account")
+        if commitment.account not in first:
+            yield Finding(at, f"account {commitment.account} pays for no subscription, so it has no billing periods")
+        elif commitment.account in mixed:
+            message = f"the subscriptions of {commitment.account} are billed in different cycles, expected one"
+            yield Finding(at, message, ("subscriptions", mixed[commitment.account]))

@@ -24,6 +24,14 @@ tax_rates:
       - {effective_from: 2021-01-01T00:00:00Z, percent: '19'}
   - {id: food, jurisdiction: DE, product_codes: [food], rates: [{effective_from: 2020-01-01T00:00:00Z, percent: 7}]}
 """
+MONEY += """\
+commitments:
+  - {id: deal, account: acme, kind: prepaid, amount: '100', currency: USD, start: 2026-01-01T00:00:00Z,
+     end: 2027-01-01T00:00:00Z, overage_factor: '1.2'}
+grants:
+  - {id: promo, account: acme, amount: '20', currency: USD, effective_from: 2026-01-01T00:00:00Z, recurs: monthly,
+     rollover: {maximum: '5'}}
+"""
 GOOD = BASE.replace("{id: acme}", "{id: acme, tax: {jurisdictions: [DE]}}") + MONEY
 
 MISTAKES = [
@@ -75,6 +83,29 @@ MISTAKES = [
      "account acme, tax, treatment: expected one of taxable, exempt, reverse_charge, got free"),
     ("parent: acme", "parent: acme, tax: {jurisdictions: [DE]} #!\n   ",
      "account team, tax: account team gets no invoice, expected one that is billed"),
+    ("account: acme, kind", "account: team, #!\n    kind",
+     "commitment deal, account: account team gets no invoice, expected one that is billed"),
+    ("kind: prepaid", "kind: payg #!\n    ",
+     "commitment deal, kind: expected one of minimum, postpaid, prepaid, got payg"),
+    ("amount: '100'", "amount: '100.001' #!\n    ", "commitment deal, amount: is 100.001, but USD has 2 decimals"),
+    ("end: 2027-01-01T00:00:00Z, overage", "overage", "commitment deal: `end` is missing, the end of the term"),
+    ("end: 2027-01-01T00:00:00Z, overage", "end: 2025-01-01T00:00:00Z, #!\n    overage",
+     "commitment deal, end: ends at 2025-01-01T00:00:00+00:00, it must end after its start"),
+    ("overage_factor: '1.2'", "overage_factor: '0.9' #!\n    ", "overage_factor: must be at least 1, got 0.9"),
+    ("kind: prepaid", "kind: minimum", "commitment deal, overage_factor: only a commitment over a term has an overage"),
+    ("account: acme, amount: '20'", "account: acne, amount: '20' #!\n    ",
+     "grant promo, account: no account has the id 'acne'"),
+    ("account: acme, amount: '20'", "account: team, amount: '20' #!\n    ",
+     "grant promo, account: account team gets no invoice, expected one that is billed"),
+    ("recurs: monthly", "recurs: weekly #!\n    ", "grant promo, recurs: expected one of never, monthly, got weekly"),
+    ("recurs: monthly,", "", "grant promo, rollover: only a grant that recurs is carried over, `recurs` is missing"),
+    ("{maximum: '5'}", "{maximum: '5', minimum: '6'} #!\n    ",
+     "grant promo, rollover, maximum: is 5, it must be at least the minimum of 6"),
+    ("{maximum: '5'}", "{maxium: '5'} #!\n    ", "unknown key 'maxium', did you mean 'maximum'?"),
+    ("recurs: monthly", "expires: 2025-01-01T00:00:00Z, recurs: monthly #!\n    ",
+     "grant promo, expires: is 2025-01-01T00:00:00+00:00, it must be after 2026-01-01T00:00:00+00:00"),
+    ("commitments:", "  # more\ncommitments:\n  - {id: other, account: north, kind: minimum, amount: 1, currency: USD, "
+     "start: 2026-01-01T00:00:00Z} #!", "commitment other, account: no account has the id 'north'"),
 ]  # fmt: skip
 
 

@@ -5,9 +5,10 @@ Shares no code with `transforms/`. Amounts are whole numbers of minor units once
 
 from __future__ import annotations
 
+import zoneinfo
 from collections import defaultdict
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from fractions import Fraction
 from typing import Any
 
@@ -31,6 +32,8 @@ class Place:
     end: datetime
     dimensions: tuple[tuple[str, str], ...]
     account: str
+    kind: str = "charge"
+    source: str = ""
 
 
 # kind, source, subscription, charge, version, account → minor units
@@ -46,6 +49,7 @@ class Account:
     label: str
     currency: str
     half_up: bool = False
+    elsewhere: list[dict[str, Any]] = field(default_factory=list)
     net: dict[Place, int] = field(default_factory=dict)
     lines: Lines = field(default_factory=lambda: defaultdict(int))
 
@@ -87,6 +91,8 @@ def bill(account: Account, due: dict[Place, Fraction]) -> Lines:
     """All lines of a period together, but those of amount 0."""
     charges(account, due)
     discounts(account)
+    commitments(account)
+    credits(account)
     taxes(account)
     return {name: amount for name, amount in account.lines.items() if amount}
 
@@ -94,7 +100,7 @@ def bill(account: Account, due: dict[Place, Fraction]) -> Lines:
 def charges(account: Account, due: dict[Place, Fraction]) -> None:
     keys: dict[tuple[Any, ...], list[Place]] = defaultdict(list)
     for place in sorted(due):
-        keys[(*vars(place).values(),)[:-1]].append(place)
+        keys[(*vars(place).values(),)[:-3]].append(place)
     for places in keys.values():
         exact = [due[place] * account.unit for place in places]
         total = account.to_units(sum(exact, Fraction(0)) / account.unit)
@@ -134,7 +140,7 @@ def discounts(account: Account) -> None:
     for discount in sorted(found, key=lambda one: ("amount" in one, one["id"])):
         if "amount" in discount and discount["currency"] != account.currency:
             continue
-        places = [place for place in account.net if place.charge and holds(discount, place, account.catalog)]
+        places = [place for place in account.net if holds(discount, place, account.catalog)]
         of = sum(account.net[place] for place in places)
         if of <= 0:
             continue
@@ -167,6 +173,162 @@ def holds(discount: dict[str, Any], place: Place, catalog: Catalog) -> bool:
     if limit is None or start is None:
         return True
     return len([at for at in starts_between(place, catalog, instant(start)) if at >= instant(start)]) <= limit
+
+
+# Periods of an account
+
+
+def own_period(account: Account, label: str) -> tuple[datetime, datetime]:
+    """That of the account's first subscription, looked for day by day around the month."""
+    found = [one for one in account.catalog["subscriptions"] if one["account"] in (account.id, "team")]
+    first = min(found, key=lambda one: (instant(one["start"]), one["id"]))
+    day = datetime.fromisoformat(f"{label}-01T12:00:00+00:00") - timedelta(days=1)
+    while True:
+        start, end = period_of(day, first)
+        if f"{start.astimezone(zoneinfo.ZoneInfo(first['time_zone'])):%Y-%m}" == label:
+            return start, end
+        day += timedelta(days=1)
+
+
+def label_before(label: str) -> str:
+    return f"{datetime.fromisoformat(f'{label}-01') - timedelta(days=1):%Y-%m}"
+
+
+def posted_elsewhere(account: Account, kind: str, source: str) -> dict[str, int]:
+    found: dict[str, int] = defaultdict(int)
+    for row in account.elsewhere:
+        if (row["kind"], row["source"]) == (kind, source):
+            found[row["label"]] += int(Fraction(row["amount"]) * account.unit)
+    return found
+
+
+def covers_row(record: dict[str, Any], row: dict[str, Any], catalog: Catalog) -> bool:
+    plan = by_id(catalog["subscriptions"], row["subscription_id"])["plan"]
+    wanted = (("charges", row["charge_id"]), ("meters", row["meter_id"]), ("plans", plan))
+    return all(value in record[name] for name, value in wanted if record.get(name))
+
+
+# Commitments
+
+
+def commitments(account: Account) -> None:
+    spend = dict(account.net)
+    start, end = own_period(account, account.label)
+    for one in sorted(account.catalog.get("commitments", []), key=lambda one: one["id"]):
+        since, until = instant(one["start"]), instant(one["end"]) if one.get("end") else None
+        mine = one["account"] == account.id and one["currency"] == account.currency
+        if not mine or start < since or (until and start >= until):
+            continue
+        promised = int(Fraction(one["amount"]) * account.unit)
+        covered = [place for place in spend if covers(one, place, account.catalog)]
+        spent = sum(spend[place] for place in covered)
+        in_term = {
+            row["label"]: since <= own_period(account, row["label"])[0]
+            and (until is None or own_period(account, row["label"])[0] < until)
+            for row in account.elsewhere
+        }
+        other = sum(
+            int(Fraction(row["amount"]) * account.unit)
+            for row in account.elsewhere
+            if row["kind"] in ("charge", "discount") and in_term[row["label"]] and covers_row(one, row, account.catalog)
+        )
+        if one["kind"] == "minimum":
+            add_to_pay(account, "true_up", one["id"], max(promised - spent, 0), start, end)
+            continue
+        if one["kind"] == "postpaid" and until and until <= end:
+            add_to_pay(account, "true_up", one["id"], max(promised - spent - other, 0), start, end)
+        if one["kind"] == "prepaid":
+            if own_period(account, label_before(account.label))[0] < since:
+                add_to_pay(account, "prepayment", one["id"], promised, start, end)
+            left = promised + sum(posted_elsewhere(account, "prepaid", one["id"]).values())
+            draw(account, "prepaid", one["id"], left, covered)
+        more = Fraction(one.get("overage_factor", "1")) - 1
+        whole = account.to_units(max(spent + other - promised, 0) * more / account.unit)
+        rest = whole - sum(posted_elsewhere(account, "overage", one["id"]).values())
+        most = account.to_units(max(spent, 0) * more / account.unit)
+        add_to_pay(account, "overage", one["id"], min(max(rest, 0), most), start, end)
+
+
+def add_to_pay(account: Account, kind: str, source: str, amount: int, start: datetime, end: datetime) -> None:
+    if amount:
+        account.net[Place("default", account.id, "", "", "", "", start, end, (), account.id, kind, source)] = amount
+        account.lines[kind, source, "", "", "", account.id] += amount
+
+
+def draw(account: Account, kind: str, source: str, left: int, places: list[Place]) -> None:
+    drawn = min(left, sum(account.net[place] for place in places))
+    if drawn > 0:
+        for place, part in account.shared(drawn, places).items():
+            account.net[place] -= part
+        account.lines[kind, source, "", "", "", account.id] -= drawn
+
+
+# Credits
+
+
+def credits(account: Account) -> None:
+    start, end = own_period(account, account.label)
+    endless = "9999-01-01T00:00:00+00:00"
+    grants = account.catalog.get("grants", [])
+    for grant in sorted(
+        grants, key=lambda one: (one.get("priority", 100), instant(one.get("expires", endless)), one["id"])
+    ):
+        if grant["account"] != account.id or grant["currency"] != account.currency:
+            continue
+        if instant(grant["effective_from"]) >= end or instant(grant.get("expires", endless)) <= start:
+            continue
+        scoped = any(grant.get(name) for name in ("charges", "meters", "plans"))
+        places = [
+            place
+            for place in account.net
+            if place.kind != "prepayment"
+            and (covers(grant, place, account.catalog) if place.kind == "charge" else not scoped)
+        ]
+        draw(account, "credit", grant["id"], left_of(grant, account, start), places)
+
+
+def left_of(grant: dict[str, Any], account: Account, start: datetime) -> int:
+    """The most that can be drawn in a period: tried out, by drawing it and looking whether a balance is below zero."""
+    drawn: dict[int, int] = defaultdict(int)
+    for label, amount in posted_elsewhere(account, "credit", grant["id"]).items():
+        drawn[month_of(grant, own_period(account, label)[0])] -= amount
+    month = month_of(grant, start)
+    low, high = -1, 10**15
+    while high - low > 1:
+        tried = (low + high) // 2
+        if holds_out(grant, account, {**drawn, month: drawn[month] + tried}):
+            low = tried
+        else:
+            high = tried
+    return max(low, 0)
+
+
+def holds_out(grant: dict[str, Any], account: Account, drawn: dict[int, int]) -> bool:
+    amount = int(Fraction(grant["amount"]) * account.unit)
+    if grant.get("recurs", "never") == "never":
+        return sum(drawn.values()) <= amount
+    rollover = grant.get("rollover", {})
+    least, most = (int(Fraction(rollover.get(name, "0")) * account.unit) for name in ("minimum", "maximum"))
+    balance = amount
+    for month in range(max(drawn) + 1):
+        balance -= drawn.get(month, 0)
+        if balance < 0:
+            return False
+        balance = amount + min(max(balance, least), most)
+    return True
+
+
+def month_of(grant: dict[str, Any], time: datetime) -> int:
+    """Months walked from the start of the grant, one by one."""
+    zone = grant.get("time_zone", "UTC")
+    since = instant(grant["effective_from"])
+    day = since.astimezone(zoneinfo.ZoneInfo(zone)).day
+    month = 0
+    at = period_of(since, {"time_zone": zone, "anchor_day": str(day)})[1]
+    while at <= time:
+        month += 1
+        at = period_of(at, {"time_zone": zone, "anchor_day": str(day)})[1]
+    return month
 
 
 # Tax

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from fractions import Fraction
 from random import Random
 from typing import Any
@@ -12,6 +14,7 @@ from meterline.schemas.catalog import Catalog
 from meterline.schemas.catalog_checks import findings
 from meterline.schemas.records import RatingKey
 from meterline.transforms.rules.attribution import Directory
+from meterline.transforms.rules.billing.bill import Elsewhere
 from meterline.transforms.rules.fees import Billed, BilledKey
 from meterline.transforms.rules.invoicing import Statement
 
@@ -32,6 +35,7 @@ class World:
     catalog: dict[str, list[dict[str, Any]]]
     currency: str
     due: dict[Place, Fraction]
+    elsewhere: tuple[Elsewhere, ...] = ()
 
     @property
     def book(self) -> Directory:
@@ -45,17 +49,19 @@ class World:
             billed_key(place): Billed(as_decimal(Fraction(1), 12), as_decimal(amount, 18))
             for place, amount in self.due.items()
         }
-        return Statement("default", "org", LABEL, self.currency, due, posted or {}, sequence)
+        return Statement("default", "org", LABEL, self.currency, due, posted or {}, sequence, self.elsewhere)
 
     def shuffled(self, rng: Random) -> World:
         """The same, as if files and totals had come in another order."""
         catalog = {section: rng.sample(records, len(records)) for section, records in self.catalog.items()}
-        return replace(self, catalog=catalog, due=dict(rng.sample(list(self.due.items()), len(self.due))))
+        due = dict(rng.sample(list(self.due.items()), len(self.due)))
+        elsewhere = tuple(rng.sample(self.elsewhere, len(self.elsewhere)))
+        return replace(self, catalog=catalog, due=due, elsewhere=elsewhere)
 
 
 def billed_key(place: Place) -> BilledKey:
-    *names, account = vars(place).values()
-    return BilledKey(RatingKey._make(names), account)
+    *names, account, kind, source = vars(place).values()
+    return BilledKey(RatingKey._make(names), account, kind, source)
 
 
 def lines_of(targets: dict[BilledKey, Any], digits: int) -> Lines:
@@ -113,7 +119,57 @@ def make(rng: Random) -> World:
             )
         )
     ]
-    return World(catalog, currency, due(rng, catalog))
+    catalog["commitments"] = [_commitment(rng, number, currency) for number in range(rng.choice([0, 0, 1, 2]))]
+    catalog["grants"] = [_grant(rng, number, currency) for number in range(rng.choice([0, 0, 1, 3]))]
+    return World(catalog, currency, due(rng, catalog), tuple(_elsewhere(rng, catalog, currency)))
+
+
+def _commitment(rng: Random, number: int, currency: str) -> dict[str, Any]:
+    kind = rng.choice(["minimum", "postpaid", "prepaid"])
+    made: dict[str, Any] = {"id": f"c-{number}", "account": "org", "kind": kind, "currency": currency, **_scope(rng)}
+    made["amount"] = whole_amount(rng, currency)
+    made["start"] = rng.choice(["2026-01-01T00:00:00+00:00", "2026-02-01T00:00:00+00:00", "2026-02-28T23:00:00+00:00"])
+    made["end"] = rng.choice(["2026-04-01T00:00:00+00:00", "2026-04-30T22:00:00+00:00", "2027-01-01T00:00:00+00:00"])
+    if kind != "minimum" and rng.random() < 0.6:
+        made["overage_factor"] = rng.choice(["1.2", "1.001", "2"])
+    return made
+
+
+def _grant(rng: Random, number: int, currency: str) -> dict[str, Any]:
+    made: dict[str, Any] = {"id": f"g-{rng.randint(0, 9)}-{number}", "account": rng.choice(["org", "org", "other"])}
+    made |= {"currency": currency, "amount": whole_amount(rng, currency), **_scope(rng), "priority": rng.randint(1, 3)}
+    made["effective_from"] = rng.choice(["2026-01-01T00:00:00+00:00", "2026-01-30T23:00:00+00:00", _instant(rng)])
+    if rng.random() < 0.4:
+        made["expires"] = rng.choice(["2026-11-01T00:00:00+00:00", "2026-09-15T00:00:00+00:00"])
+    if rng.random() < 0.5:
+        made |= {"recurs": "monthly", "time_zone": rng.choice(["UTC", "Europe/Berlin"])}
+        if rng.random() < 0.6:
+            made["rollover"] = rng.choice([{"maximum": "30"}, {"minimum": "10", "maximum": "1000000"}])
+    return made
+
+
+def _key(subscription: str = "", charge: str = "", meter: str = "") -> RatingKey:
+    at = datetime(2026, 1, 1, tzinfo=UTC)
+    return RatingKey("default", "org", subscription, charge, meter, "1" if charge else "", at, at, ())
+
+
+def _elsewhere(rng: Random, catalog: dict[str, list[dict[str, Any]]], currency: str) -> Iterator[Elsewhere]:
+    """What other periods have: charges, discounts of them, and what was drawn from grants, at most what there was."""
+    for label in ("2026-01", "2026-02", "2026-04"):
+        for charge in rng.sample(CHARGES, rng.randint(0, 2)):
+            about = _key(rng.choice(["org-basic", "team-scale"]), charge, METERS[charge])
+            yield Elsewhere(label, "charge", "", about, Decimal(whole_amount(rng, currency)))
+            yield Elsewhere(label, "discount", "d", about, -Decimal("1" if currency == "JPY" else "0.01"))
+        for grant in catalog["grants"]:
+            third = int(Decimal(grant["amount"]) * 100) // 3
+            part = Decimal(rng.randint(0, third)) / 100
+            yield Elsewhere(label, "credit", grant["id"], _key(), -(part // 1 if currency == "JPY" else part))
+        for commitment in catalog["commitments"]:
+            if commitment["kind"] != "minimum":
+                part = Decimal(commitment["amount"]) / rng.choice([4, 10, 1000])
+                part = part.quantize(Decimal(1 if currency == "JPY" else "0.01"), "ROUND_DOWN")
+                yield Elsewhere(label, "prepaid", commitment["id"], _key(), -part)
+                yield Elsewhere(label, "overage", commitment["id"], _key(), part)
 
 
 def due(rng: Random, catalog: dict[str, list[dict[str, Any]]]) -> dict[Place, Fraction]:

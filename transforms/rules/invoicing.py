@@ -9,18 +9,20 @@ from decimal import Decimal
 
 from meterline.schemas.records import Invoice, InvoiceLine
 from meterline.transforms.rules.attribution import Directory
-from meterline.transforms.rules.billing.bill import Circumstances, Step, Target, made
-from meterline.transforms.rules.billing.contracts import contracts
+from meterline.transforms.rules.billing.bill import Circumstances, Elsewhere, Step, Target, made
+from meterline.transforms.rules.billing.commitments import commitments
+from meterline.transforms.rules.billing.contracts import COMMITMENT_KINDS, contracts
+from meterline.transforms.rules.billing.credits import credits
 from meterline.transforms.rules.billing.discounts import discounts
 from meterline.transforms.rules.billing.taxes import taxes
-from meterline.transforms.rules.contracts import TRIAL
+from meterline.transforms.rules.contracts import LAST, TRIAL
 from meterline.transforms.rules.fees import Billed, BilledKey, charges_without_usage, is_in_advance
 from meterline.transforms.rules.money import RoundingMode
 
-STEPS: tuple[Step, ...] = (discounts, taxes)
+STEPS: tuple[Step, ...] = (discounts, commitments, credits, taxes)
 """From charges to what is to be paid, in this order."""
 _NOTHING = Target(Decimal(0), Decimal(0), Decimal(0))
-_ORDER = ("charge", "discount", "included_tax", "tax")
+_ORDER = ("charge", "discount", *COMMITMENT_KINDS, "credit", "included_tax", "tax")
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,7 @@ class Statement:
       due: By rating key and account, what the line items and fees say by now (exact).
       posted: The same of the lines of issued invoices (rounded).
       sequence: Number of invoices issued so far.
+      elsewhere: What issued invoices of the account's other periods say, where its contracts ask for it.
     """
 
     tenant_id: str
@@ -40,6 +43,7 @@ class Statement:
     due: Mapping[BilledKey, Billed]
     posted: Mapping[BilledKey, Billed]
     sequence: int
+    elsewhere: tuple[Elsewhere, ...] = ()
 
 
 def next_invoice(
@@ -58,7 +62,7 @@ def next_invoice(
 
     Source: docs/rules.md, "Invoices" and "From charges to the total".
     """
-    targets = targets_of(statement, book, rounding, ended)
+    targets = targets_of(statement, book, rounding, ended, made_at)
     # A line that is given back is of a discount that others may still have: it says what that comes to now.
     terms = {(one.kind, one.source): target.terms for one, target in targets.items() if one.kind != "tax"}
     lines = []
@@ -70,7 +74,7 @@ def next_invoice(
         difference = target.amount - (before.amount if before else 0)
         if before and not quantity and not difference:
             continue
-        if not before and one.kind in ("discount", "included_tax") and not difference:
+        if not before and one.kind not in ("charge", "tax") and not difference:
             continue
         lines.append(
             InvoiceLine(
@@ -101,6 +105,15 @@ def next_invoice(
     )
 
 
+def has_ended(statement: Statement, book: Directory, now: datetime) -> bool:
+    """Whether all of its periods have ended: of what was used, and of an account that has promised to spend."""
+    terms = contracts(book)
+    promised = statement.billing_account_id in terms.commitments
+    return all(one.key.period_end <= now for one in (*statement.due, *statement.posted)) and (
+        not promised or terms.period_of(statement.billing_account_id, statement.period).end <= now
+    )
+
+
 def in_advance(statement: Statement, book: Directory, now: datetime) -> Statement:
     """Of a period that has not ended: fees in advance, once it has begun. All else stays as it was posted."""
 
@@ -113,18 +126,21 @@ def in_advance(statement: Statement, book: Directory, now: datetime) -> Statemen
 
 
 def targets_of(
-    statement: Statement, book: Directory, rounding: RoundingMode, ended: bool = True
+    statement: Statement, book: Directory, rounding: RoundingMode, ended: bool = True, now: datetime = LAST
 ) -> dict[BilledKey, Target]:
     """What each line of all invoices of the period together should have billed by now."""
     terms = contracts(book)
+    period = terms.period_of(statement.billing_account_id, statement.period)
     around = Circumstances(
         book,
         terms,
         statement.tenant_id,
         statement.billing_account_id,
-        terms.period_of(statement.billing_account_id, statement.period),
+        period,
         rounding,
-        ended,
+        begun=ended or period.start <= now,
+        ended=ended,
+        elsewhere=statement.elsewhere,
     )
     return made(statement.due, statement.currency, around, STEPS)
 
@@ -175,6 +191,12 @@ def _ledger_account(line: InvoiceLine) -> str:
     match line.kind:
         case "discount":
             return f"discounts:{line.source}"
+        case "prepayment" | "prepaid":
+            return f"prepaid:{line.source}"
+        case "true_up" | "overage":
+            return f"revenue:{line.source}"
+        case "credit":
+            return f"credits:{line.source}"
         case "tax":
             return f"tax_payable:{line.source}"
         case "included_tax" if not line.key.charge_id:
@@ -189,6 +211,7 @@ def statements(
     posted: Mapping[BilledKey, tuple[Billed, str]],
     issued: Mapping[tuple[str, str, str], int],
     billing_accounts: Sequence[str],
+    elsewhere: Mapping[tuple[str, str, str], Sequence[Elsewhere]] | None = None,
 ) -> Iterator[Statement]:
     """The statements of billing accounts for a period.
 
@@ -197,6 +220,7 @@ def statements(
       posted: What issued invoices of the period's label billed, with the currency.
       issued: How many were issued, by (tenant, billing account, currency).
       billing_accounts: Those wanted.
+      elsewhere: What issued invoices of other periods say, of those with commitments or grants, likewise.
     """
     wanted = set(billing_accounts)
     due: dict[tuple[str, str, str], dict[BilledKey, Billed]] = {}
@@ -210,8 +234,14 @@ def statements(
             if one.key.billing_account_id in wanted:
                 group = (one.key.tenant_id, one.key.billing_account_id, currency)
                 target.setdefault(group, {})[one] = billed
-    for group in sorted({*due, *before}):
-        tenant, account, currency = group
+    terms = contracts(book)
+    for group in sorted({*due, *before, *terms.promised(label, wanted)}):
         yield Statement(
-            tenant, account, label, currency, due.get(group, {}), before.get(group, {}), issued.get(group, 0)
+            *group[:2],
+            label,
+            group[2],
+            due.get(group, {}),
+            before.get(group, {}),
+            issued.get(group, 0),
+            tuple((elsewhere or {}).get(group, ())),
         )

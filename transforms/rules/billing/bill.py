@@ -5,7 +5,7 @@ Source: docs/rules.md, section 18.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal, localcontext
 from typing import NamedTuple
@@ -41,13 +41,25 @@ class Target(NamedTuple):
     terms: str = ""
 
 
+class Elsewhere(NamedTuple):
+    """What issued invoices of another period of the account say about a charge or source, together."""
+
+    label: str
+    kind: str
+    source: str
+    key: RatingKey
+    amount: Decimal
+
+
 @dataclass(frozen=True)
 class Circumstances:
     """What steps may look at beside the charges.
 
     Args:
       period: The billing account's, of the first of its subscriptions that has one with the label.
+      begun: Whether it has begun.
       ended: Whether it has ended.
+      elsewhere: What was issued for other periods.
     """
 
     book: Directory
@@ -56,7 +68,17 @@ class Circumstances:
     billing_account_id: str
     period: Period
     rounding: RoundingMode
-    ended: bool
+    begun: bool = True
+    ended: bool = True
+    elsewhere: Sequence[Elsewhere] = ()
+
+    def posted(self, kind: str, source: str) -> dict[str, Decimal]:
+        """By period, what the lines of a source come to there."""
+        found: dict[str, Decimal] = {}
+        for one in self.elsewhere:
+            if (one.kind, one.source) == (kind, source):
+                found[one.label] = found.get(one.label, _ZERO) + one.amount
+        return found
 
     @property
     def account_key(self) -> RatingKey:

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import cached_property
 
 from meterline.schemas.catalog import Subscription
-from meterline.schemas.catalog_money import Redemption, Scope, TaxRate
+from meterline.schemas.catalog_money import Commitment, Grant, Redemption, Scope, TaxRate
 from meterline.schemas.records import RatingKey
 from meterline.transforms.rules.attribution import Directory
-from meterline.transforms.rules.periods import Period, billing_periods, period_with_label, utc_days_of_label
+from meterline.transforms.rules.contracts import LAST
+from meterline.transforms.rules.periods import (
+    Period,
+    billing_period,
+    billing_periods,
+    period_with_label,
+    utc_days_of_label,
+)
+
+COMMITMENT_KINDS = ("prepayment", "prepaid", "true_up", "overage")
 
 
 @dataclass(frozen=True)
@@ -41,6 +51,8 @@ class Contracts:
     def _names(self) -> dict[tuple[str, str], str]:
         catalog = self.book.catalog
         names = {("discount", one.id): one.name for one in catalog.discounts}
+        names |= {("credit", one.id): one.name for one in catalog.grants}
+        names |= {(kind, one.id): one.name for kind in COMMITMENT_KINDS for one in catalog.commitments}
         return names | {(kind, one.id): one.name for kind in ("tax", "included_tax") for one in catalog.tax_rates}
 
     @cached_property
@@ -57,6 +69,33 @@ class Contracts:
             for rate in self.book.catalog.tax_rates
             for code in (rate.product_codes or (None,))
         }
+
+    @cached_property
+    def commitments(self) -> dict[str, list[Commitment]]:
+        """By account, and by id."""
+        found: dict[str, list[Commitment]] = {}
+        for one in sorted(self.book.catalog.commitments, key=lambda one: one.id):
+            found.setdefault(one.account, []).append(one)
+        return found
+
+    @cached_property
+    def grants(self) -> dict[str, list[Grant]]:
+        """By account, in the order in which they are drawn."""
+        found: dict[str, list[Grant]] = {}
+        for one in sorted(self.book.catalog.grants, key=lambda one: (one.priority, one.expires or LAST, one.id)):
+            found.setdefault(one.account, []).append(one)
+        return found
+
+    def promised(self, label: str, accounts: Container[str]) -> Iterator[tuple[str, str, str]]:
+        """Tenant, account and currency of those that owe something for a period, used or not."""
+        for account, commitments in self.commitments.items():
+            calendars = [one.calendar for one in self.subscriptions.get(account, ())]
+            if account not in accounts or not any(period_with_label(label, calendar) for calendar in calendars):
+                continue
+            period = self.period_of(account, label)
+            for one in commitments:
+                if one.start <= period.start and (one.end is None or period.start < one.end):
+                    yield self.book.accounts[account].tenant, account, one.currency
 
     def covers(self, scope: Scope, key: RatingKey) -> bool:
         """Whether a charge is one of those that the scope names."""
@@ -78,12 +117,21 @@ class Contracts:
         return plan is not None and self.book.rate_cards[plan.rate_card].prices_include_tax
 
     def period_of(self, billing_account_id: str, label: str) -> Period:
-        """The period that an account has with a label: that of the first of its subscriptions which has one."""
+        """The period that an account has with a label: of the first of its subscriptions which has one then, else of
+        the first which ever has one."""
+        found = [
+            (one.start >= period.end or (one.end or period.end) <= period.start, period)
+            for one in self.subscriptions.get(billing_account_id, ())
+            if (period := period_with_label(label, one.calendar))
+        ]
+        return min(found, key=lambda one: one[0])[1] if found else utc_days_of_label(label)
+
+    def period_before(self, billing_account_id: str, period: Period) -> Period | None:
+        """The account's period that ends where one of its periods starts; None where it has no calendar."""
         for one in self.subscriptions.get(billing_account_id, ()):
-            period = period_with_label(label, one.calendar)
-            if period and one.start < period.end and (one.end or period.end) > period.start:
-                return period
-        return utc_days_of_label(label)
+            if period_with_label(period.label, one.calendar) == period:
+                return billing_period(period.start - timedelta(seconds=1), one.calendar)
+        return None
 
     def periods_since(self, key: RatingKey, since: datetime) -> list[Period]:
         """The billing periods of the key's subscription from that which holds `since` up to the key's own."""
