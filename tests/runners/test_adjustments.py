@@ -191,3 +191,27 @@ def test_what_a_charge_gives_back_leaves_the_discount_to_the_others(
     assert broken(database, fewer) == []
     sql = "SELECT sum(amount) AS off FROM invoice_lines FINAL WHERE source = {source:String}"
     assert clickhouse.query(database, sql, {"source": source})["off"].to_pylist() == [-amount]
+
+
+def test_a_fee_in_advance_has_its_discount_and_tax_in_advance(database: str, tmp_path: Path) -> None:
+    folder = tmp_path / "catalog"
+    folder.mkdir()
+    (folder / "all.yaml").write_text(
+        CATALOG.replace('fee: {model: fixed, amount: "30"}', 'fee: {model: fixed, amount: "30", billed: in_advance}')
+    )
+    early = load_catalog(folder)
+    rate(database, early, tmp_path, event("1", "red", 1000))
+    half = Options("2026-01", early, database, datetime(2026, 1, 15, tzinfo=UTC), issue=True)
+    assert make_invoices(half).issued == 1
+    assert make_invoices(half).issued == 0
+    (head,) = invoices_of(database, "2026-01")
+    assert {(line["kind"], line["amount"]) for line in lines_of(database, head)} == {
+        ("charge", Decimal(30)),
+        ("discount", Decimal(-5)),
+        ("tax", Decimal("4.75")),
+    }
+    issue(database, early)
+    assert broken(database, early) == []
+    total = sum(head["total"] for head in invoices_of(database, "2026-01"))
+    # 33.30 − 3.33 of tokens and 30 of the fee, less 5 shared by both: 27.47 with 7 %, 27.50 with 19 %.
+    assert total == Decimal("27.47") + Decimal("27.50") + Decimal("1.92") + Decimal("5.22")
