@@ -86,8 +86,8 @@ def percent(change: Change) -> str:
 def notes(simulation: Simulation) -> Iterator[str]:
     """What the amounts do not say."""
     yield (
-        f"{simulation.events:,} recorded events priced anew; nothing was stored. Amounts are whole invoices, discounts "
-        "and tax included, as if none of the period had been issued."
+        f"{simulation.events:,} recorded events priced anew; nothing was stored. Amounts are whole invoices, "
+        "discounts, credits and tax included, as if none of this period or another had been issued."
     )
     if simulation.rejected:
         yield f"The new catalog would not accept {_counted(simulation.rejected)} of the month's recorded events."

@@ -218,7 +218,7 @@ def test_the_table_has_the_top_movers_and_a_total(meterline: Command, today: Pat
     assert ["1", "more", "(--top)", "–", "6.50", "+6.50", "new"] in rows
     assert ["total", "9.00", "23.50", "+14.50", "+161.1"] in rows
     assert ["total", "1.00", "–", "-1.00", "-100.0"] in rows
-    assert "discounts and tax included" in " ".join(said.out.split())
+    assert "discounts, credits and tax included" in " ".join(said.out.split())
     rows = [line.split() for line in meterline(*words, "--by", "charge").out.splitlines()]
     assert ["calls", "4.00", "13.50", "+9.50", "+237.5"] in rows
     assert ["fee", "5.00", "10.00", "+5.00", "+100.0"] in rows
