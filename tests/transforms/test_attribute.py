@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from datetime import datetime
+from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
 from random import Random
@@ -14,6 +14,7 @@ import pytest
 
 from meterline.schemas.arrow import ATTRIBUTED
 from meterline.schemas.catalog import Catalog, TimeOfDay
+from meterline.schemas.catalog_files import load_catalog
 from meterline.schemas.meters import Aggregation
 from meterline.schemas.records import RatingKey
 from meterline.transforms.attribute import Attributor
@@ -34,6 +35,31 @@ def attributable(catalog: Catalog, records: list[bytes], received: datetime) -> 
     return events.append_column("origin", origin).append_column(
         "position", pa.array(range(events.num_rows), pa.int64())
     )
+
+
+FILTERED = """
+meters:
+  - {id: a, event_type: call, aggregation: sum, value: n, unit: u, where: {kind: x}}
+  - {id: b, event_type: call, aggregation: sum, value: n, unit: u, where: {kind: y}}
+  - {id: c, event_type: call, aggregation: count, unit: u, where_not: {kind: [x, y, z]}}
+accounts: [{id: acme}]
+"""
+
+
+def test_which_meters_an_event_feeds_is_content_and_what_a_filter_asks_for_is_not(tmp_path: Path) -> None:
+    (tmp_path / "all.yaml").write_text(FILTERED)
+    catalog = load_catalog(tmp_path)
+    event = (
+        '{"specversion":"1.0","id":"1","source":"/s","type":"call","time":"2026-10-01T00:00:00Z","subject":"acme",'
+        '"data":{"n":1,"kind":%s}}'
+    )
+    records = [(event % kind).encode() for kind in ('"x"', '"y"', '"z"', '"w"', '""', "null", "[1]")]
+    events = attributable(catalog, records, datetime(2026, 10, 2, tzinfo=UTC))
+    attributed, _ = Attributor(Directory(catalog)).attribute(events)
+    fed = [[RatingKey.parse(key).meter_id for key in keys] for keys in attributed["rating_keys"].to_pylist()]
+    assert fed == [["a"], ["b"], [], ["c"], ["c"], ["c"], ["c"]]
+    contents = [identity[12:] for identity in attributed["identity"].to_pylist()]
+    assert len(set(contents)) == len(set(contents[:4])) == 4
 
 
 def expected(book: Directory, row: Row, account: str) -> list[tuple[str, Decimal, str]]:

@@ -84,7 +84,9 @@ def test_a_catalog_that_takes_too_long_to_store_is_told(
         catalogs.publish(database, with_another_meter(prices))
 
 
-@pytest.mark.parametrize("changed", [{"aggregation": "max"}, {"value": "output_tokens"}, {"unit": "kilotoken"}])
+@pytest.mark.parametrize(
+    "changed", [{"aggregation": "max"}, {"value": "output_tokens"}, {"unit": "kilotoken"}, {"where": {"model": ("x",)}}]
+)
 def test_a_meter_adds_up_as_it_did(database: str, prices: Catalog, changed: dict[str, str]) -> None:
     begun(database, prices)
     meter = next(one for one in prices.meters if one.value == "input_tokens")

@@ -46,6 +46,7 @@ LARGEST = Decimal("99999999999999999999.999999999999")
 @example("a * 1000000000 - b", [{"a": Decimal(9_223_372_037), "b": Decimal(0), "c.d": Decimal(0)}])
 @example("round_to(a, 99999999999999999999)", [{"a": LARGEST, "b": LARGEST, "c.d": LARGEST}])
 @example("round_to(a, 9223372036854775807) - a + a", [{"a": Decimal(9_000_000), "b": Decimal(0), "c.d": Decimal(0)}])
+@example("round_to(a, 2) + b", [{"a": Decimal(one), "b": Decimal(0), "c.d": Decimal(0)} for one in (1, 3, 5)])
 @example("ceil_to(a - b, 0.7)", [{"a": Decimal(0), "b": Decimal("0.7"), "c.d": Decimal(0)}])
 def test_a_column_is_computed_as_each_row_is(text: str, rows: list[dict[str, Decimal]]) -> None:
     expression = parse_expression(text)

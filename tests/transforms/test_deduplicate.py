@@ -155,6 +155,34 @@ def test_what_earlier_runs_archived_came_first(shards: int, address: str, reques
     )
 
 
+@pytest.mark.parametrize(
+    ("payload", "came", "is_new_catalog"),
+    [
+        pytest.param(b'{"data":{"kind":"x","n":1}}', b'{ "data": {"n": 1, "kind": "x"}, "more": 1}', True, id="a copy"),
+        pytest.param(b'{"data":{"kind":"x","n":1}}', b'{"data":{"kind":"y","n":1}}', False, id="another filter's"),
+        pytest.param(b"", b'{"data":{"kind":"x","n":1}}', False, id="the bytes were erased"),
+    ],
+)
+def test_a_copy_that_feeds_other_meters_is_a_duplicate_where_the_catalog_alone_has_changed(
+    database: str, payload: bytes, came: bytes, is_new_catalog: bool
+) -> None:
+    first, second = event(1), event(1, 7)._replace(fed=(Fed(key_text("count")), Fed(key_text("sum"))))
+    stored = said(batch([first]), payload)
+    clickhouse.insert(database, "rating_keys", rating_key_rows([stored]))
+    clickhouse.insert(database, "usage_events", usage_event_rows([stored], "earlier"))
+    stage = deduplicate._DeduplicateFn(Archive(database, "mine"), 1)
+    stage.start_bundle()
+    rejects = list(stage.process((b"0", said(batch([second]), came)), WINDOW, batches.Bag()))
+    assert [one.value.reason for one in rejects] == ([] if is_new_catalog else [Reason.CONFLICT])
+
+
+def said(events: pa.RecordBatch, payload: bytes) -> pa.RecordBatch:
+    """One event with its bytes."""
+    return events.set_column(
+        events.schema.get_field_index("payload"), "payload", pa.array([payload]).dictionary_encode()
+    )
+
+
 def test_what_the_same_run_archived_comes_again_as_its_input(database: str) -> None:
     """A bundle that is tried again: its events may be stored, and were not counted."""
     archived(database, [event(1)], "earlier")

@@ -25,6 +25,7 @@ from tests.transforms.batches import HOUR, START, Fed, batch, key_text
 from tests.transforms.batches import Usage as Event
 
 METERS = {aggregation.value: aggregation for aggregation in Aggregation}
+INTERVAL = 7_000  # no part of an hour: they are counted from the period's start
 CATALOG = Catalog(
     meters=[
         Meter(
@@ -33,14 +34,14 @@ CATALOG = Catalog(
             aggregation=one,
             unit="unit",
             value=None if one is Aggregation.COUNT else "n",
-            percentile=Decimal("99.9") if one is Aggregation.PERCENTILE else None,
-            interval_seconds=900 if one is Aggregation.PERCENTILE else None,
+            percentile=Decimal("99.5") if one is Aggregation.PERCENTILE else None,
+            interval_seconds=INTERVAL if one is Aggregation.PERCENTILE else None,
         )
         for one in Aggregation
     ]
 )
-# Of a month of 31 days, 900 s each; two are above the 99.9th percentile.
-ABOVE = 2
+# Of 383 intervals of a month of 31 days one is above the 99.5th percentile.
+ABOVE = 1
 
 
 def aggregated(batches: Iterable[list[Event]]) -> dict[str, dict[Cell, Usage]]:
@@ -97,7 +98,7 @@ def _naive_quantity(name: str, group: list[tuple[Event, Fed]]) -> Decimal:
         case "percentile":
             sums: dict[int, Fraction] = {}
             for event, one in group:
-                number = event.time // 900_000_000
+                number = event.time // (INTERVAL * 1_000_000)
                 sums[number] = sums.get(number, Fraction(0)) + Fraction(one.quantity)
             return rounded(sorted([Fraction(0)] * (ABOVE + 1) + list(sums.values()))[-1 - ABOVE])
         case "time_weighted_sum":
