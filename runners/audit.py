@@ -315,7 +315,7 @@ WHERE line_items != archive ORDER BY rating_key_id
 # A key opens with its first event that counts.
 _PRICED = f"""
 SELECT line_item_id, subscription_id, charge_id, rate_card_version, dimensions, quantity_from, quantity_to, amount,
-       event_count,
+       toInt64(toUnixTimestamp64Second(window_start)) AS window_start, event_count,
        sum(event_count) OVER (
            PARTITION BY rating_key_id ORDER BY window_start, account_id
            ROWS BETWEEN UNBOUNDED PRECEDING AND CURRENT ROW) AS events_to,
@@ -338,7 +338,7 @@ def _amounts(ask: _Question, book: Directory) -> Finding:
             expected = Decimal(0)
         elif priced is not None and not (row["opening"] and row["quantity_from"]):
             expected, _ = charge_interval(
-                priced.price,
+                priced.at(row["window_start"]),
                 row["quantity_from"],
                 row["quantity_to"],
                 opening=bool(row["opening"]),

@@ -31,8 +31,9 @@ from meterline.runners.explanation import (
     Voiding,
     visible,
 )
-from meterline.runners.price_words import TierTerms, in_words, tier_terms
-from meterline.schemas.catalog import Catalog, Fixed, Subscription, UsagePrice
+from meterline.runners.price_words import TierTerms, tier_terms
+from meterline.runners.prices_in_force import InForce, in_words_of, prices_of
+from meterline.schemas.catalog import Catalog, Fixed
 from meterline.schemas.records import RatingKey, line_item_id
 from meterline.schemas.voids import VOID_SOURCE
 from meterline.transforms import clickhouse
@@ -545,8 +546,8 @@ def _line(
     exact, share = sums[row["account_id"]]
 
     is_charge = row["line_kind"] == "charge"
-    subscription, price = _catalog_price(ask.book, row) if is_charge else (None, None)
-    fee = _fee(ask.book, price, subscription, row) if isinstance(price, Fixed) and subscription and ask.book else None
+    prices = prices_of(ask.book, row) if is_charge else ()
+    fee = _fee(ask.book, prices[0].price, row) if ask.book and prices and isinstance(prices[0].price, Fixed) else None
     used = is_charge and row["meter_id"] and any(one.quantity for one in own)
     standing = _standing(totals.get(about), own, fee=not used)
     return Line(
@@ -557,7 +558,7 @@ def _line(
         invoice_number=this.invoice_number,
         status=this.status,
         sequence=this.sequence,
-        price=_price(ask, row, price, tiers) if is_charge else _computed(row),
+        price=_price(ask, row, prices, tiers) if is_charge else _computed(row),
         fee=fee,
         rounding=Rounding(
             exact=sum((due for due, _ in sums.values()), _ZERO),
@@ -569,7 +570,7 @@ def _line(
         ),
         standing=standing,
         came_after=standing.amount - exact,
-        tiers=_tiers(price, tiers),
+        tiers=_tiers(prices, tiers),
         line_items=items,
         earlier=tuple(one for one in own if one.sequence < this.sequence and one.status == "issued"),
         later=tuple(one for one in own if one.sequence > this.sequence),
@@ -613,7 +614,7 @@ def _item(
 ) -> LineItem:
     columns = ("tier", "quantity", "unit_price", "flat_fee", "amount")
     tiers = [dict(zip(columns, values)) for values in zip(*(row[f"tiers.{column}"] for column in columns))]
-    _, price = _catalog_price(ask.book, row)
+    prices = prices_of(ask.book, row)
     rest = {name: value for name, value in row.items() if not name.startswith("tiers.")}
     return LineItem(
         **{
@@ -622,8 +623,8 @@ def _item(
             "dimensions": dict(row["dimensions"]),
             "meter": ask.meter(row["meter_id"]),
             "unit": ask.unit(row["meter_id"]),
-            "price": _price(ask, row, price, tiers),
-            "tiers": _tiers(price, tiers),
+            "price": _price(ask, row, prices, tiers),
+            "tiers": _tiers(prices, tiers),
             "events": events,
             "standing": standing,
             "billed_by": billed_by,
@@ -669,62 +670,34 @@ def _first_events(ask: _Question, items: Sequence[Mapping[str, Any]], first: str
 # --- prices in words ----------------------------------------------------------------------------
 
 
-def _catalog_price(
-    book: Directory | None, row: Mapping[str, Any]
-) -> tuple[Subscription | None, UsagePrice | Fixed | None]:
-    subscription = book.subscriptions.get(row["subscription_id"]) if book else None
-    if book is None or subscription is None:
-        return None, None
-    key = row["subscription_id"], row["charge_id"], row["rate_card_version"]
-    return subscription, book.charge_price(*key, dict(row["dimensions"]).items())
-
-
 def _price(
-    ask: _Question, row: Mapping[str, Any], price: UsagePrice | Fixed | None, tiers: Sequence[Mapping[str, Any]]
+    ask: _Question, row: Mapping[str, Any], prices: tuple[InForce, ...], tiers: Sequence[Mapping[str, Any]]
 ) -> Price:
     if not row["charge_id"]:
         return Price("", "no charge prices this usage; it is counted at amount 0", "none")
-    if price is not None and all(_terms(price, tier) for tier in tiers):
-        text = in_words(price, ask.unit(row["meter_id"])) + (_in_force(ask.book, row) if ask.book else "")
-        return Price(price.model, text, "catalog")
-    prices = dict.fromkeys(f"tier {tier['tier']} at {tables.number(tier['unit_price'])}" for tier in tiers)
-    if price is not None:
+    if ask.book is not None and prices and all(_terms(prices, tier) for tier in tiers):
+        text = in_words_of(ask.book, row, prices, ask.unit(row["meter_id"]))
+        return Price(prices[0].price.model, text, "catalog")
+    recorded = dict.fromkeys(f"tier {tier['tier']} at {tables.number(tier['unit_price'])}" for tier in tiers)
+    if prices:
         why = f"the catalog now has other prices in version {row['rate_card_version']}"
     elif ask.book is not None:
         why = f"the catalog has no version {row['rate_card_version']} of this charge any more"
     else:
         why = "the whole formula is in the catalog: --catalog FOLDER"
-    return Price("", f"as recorded: {', '.join(prices)} ({why})" if prices else why, "recorded")
+    return Price("", f"as recorded: {', '.join(recorded)} ({why})" if recorded else why, "recorded")
 
 
-def _in_force(book: Directory, row: Mapping[str, Any]) -> str:
-    """When a price of usage is in force, where that is not all that the subscription covers of the billing period."""
-    subscription = book.subscriptions.get(row["subscription_id"])
-    if subscription is None or not row["meter_id"]:
-        return ""
-    start, end = row["period_start"], row["period_end"]
-    all_terms = [one for one in book.terms_of(subscription, row["charge_id"]) if one.start < end and start < one.end]
-    mine = [one for one in all_terms if one.name == row["rate_card_version"]]
-    if len(mine) == len(all_terms):
-        return ""
-    spans = (
-        f"{f'{one.start:%Y-%m-%d %H:%M}' if one.start > start else 'the start of the period'} to "
-        f"{f'{one.end:%Y-%m-%d %H:%M}' if one.end < end else 'its end'}"
-        for one in mine
-    )
-    return f"; in force from {' and from '.join(spans)} (UTC), quantities count from there"
-
-
-def _terms(price: UsagePrice | Fixed | None, tier: Mapping[str, Any]) -> TierTerms | None:
+def _terms(prices: tuple[InForce, ...], tier: Mapping[str, Any]) -> TierTerms | None:
     """What the catalog says of a tier, where it still has the price that the tier was charged at."""
-    terms = tier_terms(price, tier["tier"]) if price is not None else None
-    return terms if terms and terms.unit_price == tier["unit_price"] else None
+    found = (tier_terms(one.price, tier["tier"]) for one in prices)
+    return next((terms for terms in found if terms and terms.unit_price == tier["unit_price"]), None)
 
 
-def _tiers(price: UsagePrice | Fixed | None, tiers: Iterable[Mapping[str, Any]]) -> tuple[Tier, ...]:
+def _tiers(prices: tuple[InForce, ...], tiers: Iterable[Mapping[str, Any]]) -> tuple[Tier, ...]:
     found = []
     for tier in tiers:
-        terms = _terms(price, tier) or TierTerms(tier["unit_price"])
+        terms = _terms(prices, tier) or TierTerms(tier["unit_price"])
         packages = None
         if terms.in_packages and terms.unit_price:
             packages = (tier["amount"] - tier["flat_fee"]) // terms.unit_price
@@ -744,11 +717,11 @@ def _tiers(price: UsagePrice | Fixed | None, tiers: Iterable[Mapping[str, Any]])
     return tuple(found)
 
 
-def _fee(book: Directory, price: Fixed, subscription: Subscription, row: Mapping[str, Any]) -> Fee:
+def _fee(book: Directory, price: Fixed, row: Mapping[str, Any]) -> Fee:
     period = Period(row["period_start"], row["period_end"], "")
     parts = [
         one
-        for one in fees_of(subscription, period, book)
+        for one in fees_of(book.subscriptions[row["subscription_id"]], period, book)
         if one.share is not None and (one.charge_id, one.name) == (row["charge_id"], row["rate_card_version"])
     ]
     shares = [one.share for one in parts if one.share is not None] or [Share(period.start, period.start, 0, 1)]

@@ -67,6 +67,8 @@ def said_of(name: str) -> str:
     """Which price a rating key means by a name (transforms/rules/contracts.py), in words."""
     if name.startswith("trial:"):
         return f"trial, before {said_of(name.removeprefix('trial:'))}"
+    if name == "carried:":
+        return "prices in force"
     if name.startswith("contract:"):
         return f"price of the contract, {name.removeprefix('contract:')}"
     plan, slash, version = name.partition("/")

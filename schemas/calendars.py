@@ -60,6 +60,12 @@ class Calendar(NamedTuple):
         number = (day.year * 12 + day.month - 1 - self._offset) // self.months
         return number if self.first_day(number) <= day else number - 1
 
+    def starts_at(self, instant: datetime) -> bool:
+        """Whether it is local midnight of the first day of a period."""
+        local = instant.astimezone(zone_of(self.time_zone))
+        first = self.first_day(self.number_of(local.date()))
+        return (local.hour, local.minute, local.second, local.date()) == (0, 0, 0, first)
+
     @property
     def _offset(self) -> int:
         return (self.anchor.month - 1) % self.months

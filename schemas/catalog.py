@@ -537,6 +537,11 @@ class Subscription(Record):
     prices: Prices = Field({})
     changes: tuple[Change, ...] = Field((), description="In the order they take effect.")
     trial: Trial | None = None
+    tiers_at_change: Literal["restart", "carry_over"] = Field(
+        "restart",
+        description="Where a price changes within a billing period: whether tiers begin anew, or go on from what was "
+        "used before. To carry over, changes and versions take effect at full hours of UTC, or with a billing period.",
+    )
 
     @property
     def plans(self) -> tuple[str, ...]:

@@ -44,6 +44,7 @@ def findings(catalog: Catalog, broken: Mapping[str, Collection[str]], complete: 
         yield from _prices_without_charge(catalog)
     yield from _accounts(catalog.accounts)
     yield from _contracts(catalog)
+    yield from _carried_over(catalog)
     yield from _overlaps(catalog)
     yield from catalog_money_checks.findings(catalog, complete and not any(broken.values()))
 
@@ -276,6 +277,33 @@ def _contracts(catalog: Catalog) -> Iterator[Finding]:
                     yield Finding(place, f"is {price.model}, expected {expected}", charge_at)
                 elif charge.meter in meters:
                     yield from _any_price_and_meter(place, price, *meters[charge.meter])
+
+
+def _carried_over(catalog: Catalog) -> Iterator[Finding]:
+    """Changes of prices at which tiers carry over, and which would cut a usage window."""
+    plans, cards = _by_id(catalog.plans), _by_id(catalog.rate_cards)
+    for number, subscription in enumerate(catalog.subscriptions):
+        if subscription.tiers_at_change == "restart":
+            continue
+        instants: dict[Place, datetime] = {}
+        for position, change in enumerate(subscription.changes):
+            when = "at" if change.contract_month is None else "contract_month"
+            instants["subscriptions", number, "changes", position, when] = subscription.begin_of(change)
+        for name in subscription.plans:
+            if name in plans and plans[name][1].rate_card in cards:
+                card_number, card = cards[plans[name][1].rate_card]
+                for position, version in enumerate(card.versions):
+                    at: Place = ("rate_cards", card_number, "versions", position, "effective_from")
+                    instants[at] = version.effective_from
+        for at, instant in instants.items():
+            is_in_force = subscription.start < instant and (subscription.end is None or instant < subscription.end)
+            if is_in_force and instant.minute + instant.second and not subscription.calendar.starts_at(instant):
+                yield Finding(
+                    at,
+                    f"takes effect at {instant.isoformat()}, where tiers of subscription {subscription.id} carry over, "
+                    "expected a full hour of UTC, or the start of a billing period: usage is priced by such hours",
+                    ("subscriptions", number, "tiers_at_change"),
+                )
 
 
 def _prices_without_charge(catalog: Catalog) -> Iterator[Finding]:

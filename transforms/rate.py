@@ -25,7 +25,7 @@ from meterline.transforms.rules.aggregation import FOLDED, add, cumulative
 from meterline.transforms.rules.attribution import Priced, directory
 from meterline.transforms.rules.line_items import line_items
 from meterline.transforms.rules.money import MoneyError, QuantityError
-from meterline.transforms.rules.prices.parts import RateCardError
+from meterline.transforms.rules.prices.parts import NoPriceError, RateCardError
 
 
 class Rated(NamedTuple):
@@ -134,6 +134,9 @@ class _RateFn(beam.DoFn):
         try:
             # All or nothing: of a key that is rejected no line item is written.
             items = list(line_items(key, aggregation, priced, usage, since=min(wanted)))
+        except NoPriceError as error:
+            yield _reject(text, Reason.NO_PRICE, str(error))
+            return
         except (QuantityError, MoneyError, RateCardError) as error:
             yield _reject(text, Reason.QUANTITY_OVERFLOW, str(error))
             return

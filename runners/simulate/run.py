@@ -143,6 +143,7 @@ def simulate(
       InputError: a part of the period's archive is gone, or today's catalog is not that of the line items.
     """
     books = directory(today), directory(new)
+    _check_tiers(books)
     _check_archive(url, period, books)
     if anew:
         before = _rated(url, period, books[0], today, "today", console)[1].used
@@ -159,6 +160,16 @@ def simulate(
         dict(sorted(after.unpriced.items())),
         after.refused,
     )
+
+
+def _check_tiers(books: tuple[Directory, Directory]) -> None:
+    for book in books:
+        for one in book.catalog.subscriptions:
+            if one.tiers_at_change == "carry_over":
+                raise InputError(
+                    f"the tiers of subscription {one.id!r} carry over, and a simulation prices whole periods; give a "
+                    "catalog without `tiers_at_change: carry_over`"
+                )
 
 
 def _check_archive(url: str, period: str, books: tuple[Directory, Directory]) -> None:

@@ -12,8 +12,14 @@ from hypothesis import strategies as st
 
 from meterline.schemas.calendars import moved_on
 from meterline.schemas.catalog import Catalog
+from meterline.schemas.meters import Aggregation
+from meterline.schemas.records import RatingKey
+from meterline.transforms.rules.aggregation import Cell, Usage
 from meterline.transforms.rules.attribution import Directory, Segment
 from meterline.transforms.rules.fees import charges_without_usage
+from meterline.transforms.rules.line_items import line_items
+from meterline.transforms.rules.prices.parts import NoPriceError
+from meterline.transforms.rules.pricing import charge
 
 MODELS: dict[str, Any] = {
     "meters": [{"id": "calls", "event_type": "call", "aggregation": "count", "unit": "call"}],
@@ -175,6 +181,77 @@ def test_what_is_due_at_zero_usage_is_due_once_and_not_in_a_trial() -> None:
     trial = {"until": "2026-06-12T00:00:00Z"}
     found = fees(book(prices={"calls": least}, changes=[more], trial=trial), "2026-06")
     assert {name: amount for (charge, name), amount in found.items() if charge == "calls"} == {"contract:more": 6}
+
+
+TIERED = {"model": "graduated", "tiers": [{"up_to": "10", "unit_price": "1"}, {"unit_price": "0.5"}]}
+CHEAPER = {"model": "graduated", "tiers": [{"up_to": "10", "unit_price": "0.8"}, {"unit_price": "0.4"}]}
+CARRIED: dict[str, Any] = {
+    "tiers_at_change": "carry_over",
+    "prices": {"calls": TIERED},
+    "changes": [{"name": "cheaper", "at": "2026-06-11T00:00:00Z", "prices": {"calls": CHEAPER}}],
+}
+
+
+def rated(known: Directory, usage: dict[str, int]) -> list[Decimal]:
+    """Amounts of the line items of June's usage, by window, of so many calls in each."""
+    found = []
+    by_key: dict[RatingKey, dict[Cell, Usage]] = {}
+    for instant, calls in usage.items():
+        one = segment(known, instant)
+        names = (one.subscription_id, one.charge_id, "calls", one.rate_card_version)
+        key = RatingKey("default", "acme", *names, one.period_start, one.period_end, ())
+        cell = Cell(int(at(instant).timestamp()), "acme")
+        by_key.setdefault(key, {})[cell] = Usage(calls, None)
+    for key, cells in by_key.items():
+        priced = known.price_of(key.subscription_id, key.charge_id, key.rate_card_version, ())
+        found += list(line_items(key, Aggregation.COUNT, priced, cells))
+    return [item.amount for item in sorted(found, key=lambda item: item.window_start)]
+
+
+@pytest.mark.parametrize(
+    ("tiers", "amounts"),
+    [
+        pytest.param("carry_over", ["6", "4.8", "0.4"], id="go on: 6 at 1, then 4 and 4 of both tiers, then 1"),
+        pytest.param("restart", ["6", "6.4", "0.8"], id="begin anew: 8 of the first tier, and 1 more"),
+    ],
+)
+def test_tiers_at_a_change_of_price(tiers: str, amounts: list[str]) -> None:
+    known = book(**{**CARRIED, "tiers_at_change": tiers})
+    usage = {"2026-06-10T23:00": 6, "2026-06-11T00:00": 8, "2026-06-30T23:00": 1}
+    assert rated(known, usage) == [Decimal(amount) for amount in amounts]
+
+
+def test_a_key_whose_tiers_carry_over_is_one_for_the_period_but_for_a_trial() -> None:
+    known = book(**CARRIED, trial={"until": "2026-06-05T10:30:00Z"})
+    names = {segment(known, f"2026-06-{day:02}T12:00").rate_card_version for day in range(1, 31)}
+    assert names == {"carried:", "trial:carried:"}
+    assert rated(known, {"2026-06-05T09:00": 9, "2026-06-05T11:00": 9, "2026-06-12T11:00": 2}) == [
+        0,
+        9,
+        Decimal("0.8") + Decimal("0.4"),
+    ]
+
+
+@given(st.lists(st.tuples(st.integers(0, 719), st.integers(1, 20)), min_size=1, max_size=8))
+def test_what_carries_over_adds_up_however_it_is_cut_into_windows(cells: list[tuple[int, int]]) -> None:
+    usage: dict[str, int] = {}
+    for hour, calls in cells:
+        name = f"2026-06-{hour // 24 + 1:02}T{hour % 24:02}:00"
+        usage[name] = usage.get(name, 0) + calls
+    before = sum(calls for name, calls in usage.items() if name < "2026-06-11")
+    total = sum(usage.values())
+    known = book(**CARRIED)
+    first, second = (known.price_of("s", "calls", f"contract:{name}", ()).price for name in ("start", "cheaper"))  # type: ignore[union-attr]
+    expected = charge(first, Decimal(before)) + charge(second, Decimal(total)) - charge(second, Decimal(before))  # type: ignore[arg-type]
+    assert sum(rated(known, usage)) == expected
+
+
+def test_a_price_that_has_no_row_in_some_of_the_period_refuses_the_key() -> None:
+    matrix = {"model": "matrix", "rows": [{"when": {"model": "a"}, "price": TIERED}]}
+    missing = {**CARRIED, "changes": [{"name": "c", "at": "2026-06-11T00:00:00Z", "prices": {"calls": matrix}}]}
+    with pytest.raises(NoPriceError):
+        rated(book(**missing), {"2026-06-02T00:00": 1})
+    assert rated(book(**missing), {"2026-05-02T00:00": 1}) == [1]
 
 
 @pytest.mark.parametrize(

@@ -82,3 +82,31 @@ def test_the_example_comes_out_to_the_cent(database: str, period: str, expected:
         assert texts["platform", "2026-01"].fee.prorated == 250  # type: ignore[union-attr]
     if period == "2026-01":
         assert {line["description"] for line in lines} >= {"Tokens", "Tokens, trial", "Platform fee, trial"}
+
+
+def test_tiers_that_carry_over_have_one_line_for_the_period(database: str, tmp_path: Path) -> None:
+    text = (FOLDER / "catalog.yaml").read_text().replace("    trial:", "    tiers_at_change: carry_over\n    trial:")
+    (tmp_path / "catalog.yaml").write_text(text.replace("up_to: 1000,", "up_to: 2,"))
+    catalog = load_catalog(tmp_path)
+    rate_files([str(FOLDER / "usage.ndjson")], catalog, database, now=NOW)
+    make_invoices(Options("2026-11", catalog, database, NOW, issue=True))
+    (head,) = invoices_of(database, "2026-11")
+    found = {line["charge_id"]: line for line in lines_of(database, head) if line["meter_id"]}
+    assert {name: line["rate_card_version"] for name, line in found.items()} == {
+        "requests": "carried:",
+        "tokens": "carried:",
+    }
+    # Two of 0.40, one of 0.10 for 1,000.
+    assert found["requests"]["exact_amount"] == Decimal("0.0009")
+    assert all(not law.broken for law in audit(database, catalog))
+    line = explain(database, found["requests"]["invoice_line_id"], catalog).found[0]
+    assert line.price.text == (  # type: ignore[union-attr]
+        "prices of 2026-01: graduated, per 1,000: (0, 2] at 0.40; (2, ∞) at 0.20; from 2026-11-15 23:00 UTC prices of "
+        "2026-01, plan scale-plus: per unit: 0.10 for 1,000 request; quantities go on from what was used before"
+    )
+    assert line.price.source == "catalog"  # type: ignore[union-attr]
+    assert [item.price.text.partition(":")[0] for item in line.line_items] == [  # type: ignore[union-attr]
+        "prices of 2026-01",
+        "prices of 2026-01",
+        "prices of 2026-01, plan scale-plus",
+    ]

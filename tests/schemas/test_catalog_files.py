@@ -348,6 +348,12 @@ MISTAKES = [
      "subscription s1, price other: no plan of the subscription has a charge of this id"),
     ("start: 2026-01-01T00:00:00Z}", "start: 2026-01-01T00:00:00Z,\n    prices: {requests: {model: dynamic}}} #!",
      "subscription s1, price requests, model: is dynamic, but meter requests counts (count)"),
+    ("start: 2026-01-01T00:00:00Z}", "start: 2026-01-01T00:00:00Z,\n    tiers_at_change: carry_over, "
+     "changes: [{name: a, at: 2026-02-02T00:30:00Z, plan: basic}]} #!",
+     "subscription s1, change 1, at: takes effect at 2026-02-02T00:30:00+00:00, where tiers of subscription s1 carry "
+     "over, expected a full hour of UTC, or the start of a billing period: usage is priced by such hours (line 42)"),
+    ("start: 2026-01-01T00:00:00Z}", "start: 2026-01-01T00:00:00Z, tiers_at_change: on} #!",
+     "subscription s1, tiers_at_change: expected one of restart, carry_over, got on"),
     ("start: 2026-01-01T00:00:00Z}", "start: 2026-01-01T00:00:00Z,\n    trial: {}} #!",
      "subscription s1, trial: `days` is missing, or `until`"),
     ("start: 2026-01-01T00:00:00Z}", "start: 2026-01-01T00:00:00Z,\n    trial: {days: 3, until: "

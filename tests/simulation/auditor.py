@@ -572,6 +572,8 @@ def priced_terms(time: datetime, subscription: dict[str, Any], charge: dict[str,
     if found is None:
         return unpriced_terms(time)
     name, price = found
+    if given(subscription, "tiers_at_change") == "carry_over":
+        name = "trial:carried:" if name.startswith("trial:") else "carried:"
     period = period_of(time, subscription)
     band = None
     if price["model"] == "time_of_day":
@@ -684,6 +686,11 @@ def rate_key(
         if quantity_to >= 10**26:
             books.rejects.append(("quantity_overflow", "rate", b""))
             return
+        if version == "carried:" and events:
+            # All usage of a window has one price: that in force then.
+            of_window = next(terms.price for event, terms in members if event is events[0])
+            assert all(terms.price == of_window for event, terms in members if event in events)
+            price = price_in(of_window, dict(dimensions)) if of_window["model"] == "matrix" else of_window
         if price is None or not events:
             amount = Fraction(0)
         elif not opened:

@@ -61,6 +61,8 @@ def of_charge(
         if priced is None:
             continue
         name, price = priced
+        if price["model"] != "fixed" and given(subscription, "tiers_at_change") == "carry_over":
+            name = "carried:"
         key = (subscription["id"], charge, name, start, end)
         trial = is_in_trial(subscription, begin)
         if price["model"] == "fixed":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from copy import deepcopy
 from dataclasses import replace
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from random import Random
 from typing import Any
 
@@ -25,6 +25,7 @@ def with_contracts(world: World, seed: int) -> World:
                     _set_fee(rng, price)
     for subscription in catalog["subscriptions"]:
         _set_contract(rng, subscription, catalog, world)
+    _carry_over(rng, catalog)
     if not any(price["model"] == "fixed" for price in _prices(catalog)):
         _add_fee(rng, catalog)
     return replace(world, catalog=catalog)
@@ -106,6 +107,34 @@ def _set_contract(rng: Random, subscription: dict[str, Any], catalog: dict[str, 
         end = trial_end(subscription)
         if end is None or end <= start:
             del subscription["trial"]
+
+
+def _carry_over(rng: Random, catalog: dict[str, Any]) -> None:
+    """Some subscriptions whose tiers carry over; what changes their prices is moved to a full hour."""
+    if rng.random() < 0.4:
+        return
+    for card in catalog["rate_cards"]:
+        hours = [_hour(version["effective_from"]) for version in card["versions"]]
+        if len(set(hours)) < len(hours):
+            return
+        for version, hour in zip(card["versions"], hours):
+            version["effective_from"] = hour
+    for subscription in catalog["subscriptions"]:
+        changes = [change for change in subscription.get("changes", []) if "contract_month" not in change]
+        hours = [_hour(change["at"]) for change in changes]
+        start = datetime.fromisoformat(subscription["start"])
+        if len(changes) < len(subscription.get("changes", [])) or len(set(hours)) < len(hours):
+            continue
+        if any(datetime.fromisoformat(hour) <= start for hour in hours) or rng.random() < 0.2:
+            continue
+        for change, hour in zip(changes, hours):
+            change["at"] = hour
+        subscription["tiers_at_change"] = "carry_over"
+
+
+def _hour(text: str) -> str:
+    """The full hour of UTC before an instant."""
+    return datetime.fromisoformat(text).astimezone(UTC).strftime("%Y-%m-%dT%H:00:00Z")
 
 
 def _own(rng: Random, charges: dict[str, Any]) -> dict[str, Any]:

@@ -72,6 +72,8 @@ def test_the_worlds_have_cycles_and_fees_of_every_kind() -> None:
         for price in version["prices"].values()
         if price["model"] == "fixed"
     }
+    tiers = {one.get("tiers_at_change") for world in worlds for one in world.catalog["subscriptions"]}
+    assert tiers == {None, "carry_over"}
     near = [world.received.date() for world in worlds]
     assert any(fees(f"{day:%Y-%m}", day, world.catalog, set()) for day, world in zip(near, worlds))
     assert any(fees(f"{day:%Y}", day, world.catalog, set()) for day, world in zip(near, worlds))

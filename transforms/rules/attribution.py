@@ -12,6 +12,7 @@ from meterline.schemas.calendars import Calendar
 from meterline.schemas.catalog import (
     LOCAL_TIME,
     Account,
+    AnyPrice,
     Catalog,
     Fixed,
     Matrix,
@@ -23,9 +24,19 @@ from meterline.schemas.catalog import (
 )
 from meterline.schemas.meters import Meter
 from meterline.schemas.records import RatingKey
-from meterline.transforms.rules.contracts import LAST, Terms, plan_of, price_called, terms_of
+from meterline.transforms.rules.contracts import (
+    CARRIED,
+    LAST,
+    TRIAL,
+    Terms,
+    name_in_key,
+    plan_of,
+    price_called,
+    terms_of,
+)
 from meterline.transforms.rules.periods import billing_period
 from meterline.transforms.rules.prices.matrix import price_for
+from meterline.transforms.rules.prices.parts import NoPriceError
 from meterline.transforms.rules.prices.time_of_day import price_in, stretch_at
 
 FIRST = datetime(1970, 1, 1, tzinfo=UTC)
@@ -54,10 +65,41 @@ class Segment(NamedTuple):
 
 
 class Priced(NamedTuple):
-    """What a charge costs under one rate-card version."""
+    """What a charge's usage costs.
 
-    price: UsagePrice
+    Where tiers carry over, `price` is in force first, and each of `later` for usage windows that start at its instant
+    (seconds since 1970) or later; None is no price.
+    """
+
+    price: UsagePrice | None
     currency: str
+    later: tuple[tuple[int, UsagePrice | None], ...] = ()
+
+    def at(self, window_start: int) -> UsagePrice:
+        """The price of a usage window.
+
+        Raises:
+          NoPriceError: it has none.
+        """
+        price = self.price
+        for since, following in self.later:
+            if window_start < since:
+                break
+            price = following
+        if price is None:
+            raise NoPriceError("no row of a price that is in force in the billing period fits")
+        return price
+
+    def check(self, start: int, end: int) -> None:
+        """Refuse a billing period [start, end) in which some price in force is missing, whatever was used then.
+
+        Raises:
+          NoPriceError: it is.
+        """
+        self.at(start)
+        for since, _ in self.later:
+            if start < since < end:
+                self.at(since)
 
 
 @dataclass(frozen=True)
@@ -185,7 +227,7 @@ class Directory:
             min(end, period.end),
             subscription.id,
             charge_id,
-            terms.name,
+            name_in_key(subscription, terms.name),
             period.start,
             period.end,
             band,
@@ -211,10 +253,35 @@ class Directory:
         self, subscription_id: str, charge_id: str, version: str, dimensions: Iterable[tuple[str, str]]
     ) -> Priced | None:
         """What a charge's usage with these dimensions costs; None when the catalog does not know it."""
+        if version == CARRIED:
+            return self._carried(subscription_id, charge_id, dict(dimensions))
         price = self.charge_price(subscription_id, charge_id, version, dimensions)
         if price is None or isinstance(price, Fixed):
             return None
         return Priced(price, self.currency_of(self.subscriptions[subscription_id]))
+
+    def _carried(self, subscription_id: str, charge_id: str, dimensions: dict[str, str]) -> Priced | None:
+        """The same where tiers carry over."""
+        subscription = self.subscriptions.get(subscription_id)
+        if subscription is None:
+            return None
+        found = self.carried(subscription, charge_id, dimensions)
+        prices = [(int(terms.start.timestamp()), price) for terms, price in found]
+        if not any(price for _, price in prices):
+            return None
+        return Priced(prices[0][1], self.currency_of(subscription), tuple(prices[1:]))
+
+    def carried(
+        self, subscription: Subscription, charge_id: str, dimensions: dict[str, str]
+    ) -> list[tuple[Terms, UsagePrice | None]]:
+        """The terms of a charge outside of a trial, one after another, with the price for some dimensions."""
+        found = []
+        for terms in self.terms_of(subscription, charge_id):
+            if terms.price is not None and not terms.name.startswith(TRIAL):
+                price = _chosen(terms.price, dimensions)
+                if not isinstance(price, Fixed):
+                    found.append((terms, price))
+        return found
 
     def charge_price(
         self, subscription_id: str, charge_id: str, version: str, dimensions: Iterable[tuple[str, str]]
@@ -224,11 +291,7 @@ class Directory:
         if subscription is None:
             return None
         price = price_called(subscription, charge_id, version, self.plans, self.rate_cards)
-        if isinstance(price, Matrix):
-            return price_for(price, dict(dimensions))
-        if isinstance(price, TimeOfDay):
-            return price_in(price, dict(dimensions).get(LOCAL_TIME, ""))
-        return price
+        return price if price is None else _chosen(price, dict(dimensions))
 
     def plan_of(self, key: RatingKey) -> str:
         """The plan that what a key stands for belongs to; of a price of the contract, that at the period's start, as a
@@ -239,6 +302,15 @@ class Directory:
     def currency_of(self, subscription: Subscription) -> str:
         """The currency of all its plans."""
         return self.rate_cards[self.plans[subscription.plan].rate_card].currency
+
+
+def _chosen(price: AnyPrice, dimensions: dict[str, str]) -> UsagePrice | Fixed | None:
+    """Of a price that only chooses one, the price chosen."""
+    if isinstance(price, Matrix):
+        return price_for(price, dimensions)
+    if isinstance(price, TimeOfDay):
+        return price_in(price, dimensions.get(LOCAL_TIME, ""))
+    return price
 
 
 def _unpriced(instant: datetime, start: datetime, end: datetime) -> Segment:

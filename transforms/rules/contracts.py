@@ -6,6 +6,7 @@ The field `rate_card_version` of a key says which price is meant, so that the ke
     plus/2026-01        the same of plan `plus`, which a change put it on
     contract:year-2     the subscription's own price of change `year-2`; `contract:start` from its start
     trial:2026-01       nothing, in a trial; what follows would be the price
+    carried:            where tiers carry over: what is in force at the start of the usage window
 
 Ids have neither sign, so that no two are alike.
 """
@@ -30,6 +31,7 @@ from meterline.schemas.catalog import (
 
 LAST = datetime(2200, 1, 1, tzinfo=UTC)
 TRIAL = "trial:"
+CARRIED = "carried:"
 _OWN = "contract:"
 _FREE = PerUnit(model="per_unit", unit_price=Decimal(0))
 
@@ -133,6 +135,8 @@ def price_called(
     if name.startswith(TRIAL):
         price = price_called(subscription, charge_id, name.removeprefix(TRIAL), plans, cards)
         return None if price is None else free_of(price)
+    if name == CARRIED:  # In a trial, the only price that it may stand for, all prices are alike.
+        return _FREE
     if name.startswith(_OWN):
         return _own_prices(subscription, name.removeprefix(_OWN)).get(charge_id)
     plan, version = plan_and_version(subscription, name)
@@ -146,9 +150,16 @@ def plan_and_version(subscription: Subscription, name: str) -> tuple[str, str]:
     return (plan, version) if slash else (subscription.plan, plan)
 
 
+def name_in_key(subscription: Subscription, name: str) -> str:
+    """What a rating key of usage calls a price: the same for a whole period where tiers carry over."""
+    if subscription.tiers_at_change == "restart" or not name:
+        return name
+    return f"{TRIAL}{CARRIED}" if name.startswith(TRIAL) else CARRIED
+
+
 def plan_of(subscription: Subscription, name: str, period_start: datetime) -> str:
-    """The plan of a price by its name; of the subscription's own prices, that at the start of a period."""
-    if not name.removeprefix(TRIAL).startswith(_OWN):
+    """The plan of a price by its name; of own prices, and of such that carry over, that at a period's start."""
+    if not name.removeprefix(TRIAL).startswith((_OWN, CARRIED)):
         return plan_and_version(subscription, name)[0]
     begun = (one.plan for one in subscription.changes if one.plan and subscription.begin_of(one) <= period_start)
     return [subscription.plan, *begun][-1]

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from meterline.schemas.catalog import Fixed, Matrix, Subscription, TimeOfDay
 from meterline.schemas.records import RatingKey
 from meterline.transforms.rules.attribution import Directory
-from meterline.transforms.rules.contracts import TRIAL, price_at, stretches_of
+from meterline.transforms.rules.contracts import TRIAL, name_in_key, price_at, stretches_of
 from meterline.transforms.rules.money import EXACT, round_amount
 from meterline.transforms.rules.periods import Period, billing_period, local_days, period_with_label
 from meterline.transforms.rules.pricing import charge
@@ -163,4 +163,4 @@ def fees_of(subscription: Subscription, period: Period, book: Directory) -> Iter
                 amount = Decimal(0) if isinstance(price, Matrix | TimeOfDay) else charge(price, Decimal(0))
                 is_due = True
                 if amount:
-                    yield Fee(charge_id, own.meter or "", name, None, None, amount)
+                    yield Fee(charge_id, own.meter or "", name_in_key(subscription, name), None, None, amount)

@@ -41,9 +41,12 @@ def line_items(
     Raises:
       QuantityError: the quantity reaches 10^26.
       MoneyError: an amount has more digits than fit.
+      NoPriceError: no price is in force for some of them.
 
     Source: docs/rules.md, "Quantities" and "Amounts".
     """
+    if priced is not None and priced.later:
+        priced.check(int(key.period_start.timestamp()), int(key.period_end.timestamp()))
     reached = Decimal(0)
     opening = True
     events = 0
@@ -55,9 +58,8 @@ def line_items(
         if (since is None or cell >= since) and cell != FOLDED:
             amount, tiers = _NOTHING
             if priced is not None and own.event_count:
-                amount, tiers = charge_interval(
-                    priced.price, before, reached, opening=opening, events=(events_before, events)
-                )
+                price = priced.at(cell.window_start)
+                amount, tiers = charge_interval(price, before, reached, opening=opening, events=(events_before, events))
             start, end = window_bounds(key, cell.window_start)
             yield LineItem(
                 key=key,

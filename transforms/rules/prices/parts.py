@@ -18,6 +18,10 @@ class RateCardError(ValueError):
     """A price that cannot be applied to usage."""
 
 
+class NoPriceError(RateCardError):
+    """No price is in force for some usage of a rating key."""
+
+
 def part(number: int, units: Decimal, unit_price: Decimal, per: Decimal, flat_fee: Decimal) -> tuple[TierCharge]:
     """Units at one price, and a fee; rounded once."""
     if per == ONE:
