@@ -157,6 +157,13 @@ class TaxRate(Record):
     @model_validator(mode="after")
     def _rates_in_order(self) -> TaxRate:
         in_order(self.rates, "rates")
+        for number, (earlier, later) in enumerate(pairwise(self.rates), start=1):
+            if later.effective_from.date() == earlier.effective_from.date():
+                raise misplaced(
+                    f"takes effect on {later.effective_from:%Y-%m-%d}, as the one before it; a UTC day has one",
+                    at=("rates", number, "effective_from"),
+                    also=("rates", number - 1, "effective_from"),
+                )
         return self
 
 

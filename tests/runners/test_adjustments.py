@@ -19,7 +19,11 @@ from meterline.runners.invoices import invoices_of, lines_of
 from meterline.runners.jobs import make_invoices, rate_files
 from meterline.schemas.catalog import Catalog
 from meterline.schemas.catalog_files import load_catalog
+from meterline.schemas.catalog_money import Discount
+from meterline.schemas.records import RatingKey
 from meterline.transforms import clickhouse
+from meterline.transforms.rules.attribution import directory
+from meterline.transforms.rules.billing.contracts import Contracts
 
 NOW = datetime(2026, 2, 10, tzinfo=UTC)
 CATALOG = """
@@ -57,6 +61,11 @@ tax_rates:
     product_codes: [saas]
     rates: [{effective_from: 2021-01-01T00:00:00Z, percent: "7"}]
 """
+
+
+def with_discounts(catalog: Catalog, *discounts: Discount) -> Catalog:
+    named = {name: getattr(catalog, name) for name in Catalog.model_fields}
+    return Catalog.model_validate({**named, "discounts": discounts})
 
 
 def event(id: str, subject: str, tokens: int, model: str = "large", month: int = 1) -> str:
@@ -185,8 +194,8 @@ def test_what_a_charge_gives_back_leaves_the_discount_to_the_others(
     everything = tuple(one.model_copy(update={"charges": ()}) for one in catalog.discounts)
     of_tokens = tuple(one.model_copy(update={"charges": ("tokens",)}) for one in catalog.discounts if one.id == source)
     rate(database, catalog, tmp_path, event("1", "red", 1000), event("2", "north-blue", 900, "small"))
-    issue(database, catalog.model_copy(update={"discounts": everything}))
-    fewer = catalog.model_copy(update={"discounts": of_tokens})
+    issue(database, with_discounts(catalog, *everything))
+    fewer = with_discounts(catalog, *of_tokens)
     issue(database, fewer)
     assert broken(database, fewer) == []
     sql = "SELECT sum(amount) AS off FROM invoice_lines FINAL WHERE source = {source:String}"
@@ -215,3 +224,21 @@ def test_a_fee_in_advance_has_its_discount_and_tax_in_advance(database: str, tmp
     total = sum(head["total"] for head in invoices_of(database, "2026-01"))
     # 33.30 − 3.33 of tokens and 30 of the fee, less 5 shared by both: 27.47 with 7 %, 27.50 with 19 %.
     assert total == Decimal("27.47") + Decimal("27.50") + Decimal("1.92") + Decimal("5.22")
+
+
+def test_an_account_is_asked_for_the_discounts_that_it_may_have_alone(catalog: Catalog) -> None:
+    of_all = catalog.discounts[0]
+    of_some = [
+        of_all.model_copy(update={"id": "of-red", "accounts": ("red",)}),
+        of_all.model_copy(update={"id": "of-north", "accounts": ("north", "red")}),
+        of_all.model_copy(update={"id": "of-plan", "subscriptions": ("north-plan",)}),
+        of_all.model_copy(update={"id": "a-coupon-of-nobody", "code": "X"}),
+    ]
+    terms = Contracts(directory(with_discounts(catalog, *catalog.discounts, *of_some)))
+    key = RatingKey("default", "north", "north-plan", "tokens", "tokens", "v1", NOW, NOW, ())
+    assert [one.id for one in terms.discounts([key, key])] == ["launch", "of-north", "of-plan", "welcome"]
+    (redemption,) = terms.redemptions(catalog.discounts[1], key)
+    assert redemption.id == "north-welcome"
+    other = key._replace(billing_account_id="other", subscription_id="")
+    assert [one.id for one in terms.discounts([other])] == ["launch"]
+    assert not [*terms.redemptions(catalog.discounts[1], other)]

@@ -71,6 +71,9 @@ MISTAKES = [
      "2021-01-01T00:00:00Z, percent",
      "tax rate vat, rate 2, effective_from: takes effect at 2019-01-01T00:00:00+00:00, it must be after the one that "
      "stands before it"),
+    ("2021-01-01T00:00:00Z, percent", "2021-01-01T00:00:00Z, percent: '1'}\n      - {effective_from: "
+     "2021-01-01T23:30:00Z, #!\n        percent",
+     "tax rate vat, rate 3, effective_from: takes effect on 2021-01-01, as the one before it; a UTC day has one"),
     ("percent: '19'", "percnt: '19' #!\n       ", "unknown key 'percnt', did you mean 'percent'?"),
     ("jurisdiction: DE, product_codes: [food]", "jurisdiction: DE #!\n    ",
      "tax rate food: DE has a rate without product codes already"),

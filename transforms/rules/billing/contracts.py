@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator
+from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import cached_property
 
 from meterline.schemas.catalog import Subscription
-from meterline.schemas.catalog_money import Commitment, Grant, Redemption, Scope, TaxRate
+from meterline.schemas.catalog_money import Commitment, Discount, Grant, Redemption, Scope, TaxRate
 from meterline.schemas.records import RatingKey
 from meterline.transforms.rules.attribution import Directory
 from meterline.transforms.rules.contracts import LAST
@@ -36,12 +36,38 @@ class Contracts:
         return found
 
     @cached_property
-    def redemptions(self) -> dict[str, list[Redemption]]:
-        """By discount."""
-        found: dict[str, list[Redemption]] = {}
+    def _redemptions(self) -> dict[str, dict[str, list[Redemption]]]:
+        """By discount, and by the account or subscription that has it."""
+        found: dict[str, dict[str, list[Redemption]]] = {}
         for one in self.book.catalog.redemptions:
-            found.setdefault(one.discount, []).append(one)
+            found.setdefault(one.discount, {}).setdefault(_payer(one.account, one.subscription), []).append(one)
         return found
+
+    def redemptions(self, discount: Discount, key: RatingKey) -> Iterator[Redemption]:
+        """Those of a coupon that the account or the subscription of a charge has."""
+        by_payer = self._redemptions.get(discount.id, {})
+        for payer in _payers(key):
+            yield from by_payer.get(payer, ())
+
+    @cached_property
+    def _discounts(self) -> dict[str, list[Discount]]:
+        """By the account or subscription that has them; under the empty string, those that all have."""
+        found: dict[str, list[Discount]] = {}
+        for one in self.book.catalog.discounts:
+            having = [_payer(account, None) for account in one.accounts] or [""]
+            if one.subscriptions:
+                having = [_payer(None, subscription) for subscription in one.subscriptions]
+            if one.code is not None:
+                having = list(self._redemptions.get(one.id, ()))
+            for payer in having:
+                found.setdefault(payer, []).append(one)
+        return found
+
+    def discounts(self, keys: Iterable[RatingKey]) -> list[Discount]:
+        """Those that some charges may have, percentages first, then amounts, by id."""
+        having = {payer for key in keys for payer in ("", *_payers(key))}
+        found = {one.id: one for payer in having for one in self._discounts.get(payer, ())}
+        return sorted(found.values(), key=lambda one: (one.percent is None, one.id))
 
     def name_of(self, kind: str, source: str) -> str:
         """What people call the record that a line is by."""
@@ -137,6 +163,14 @@ class Contracts:
         """The billing periods of the key's subscription from that which holds `since` up to the key's own."""
         subscription = self.book.subscriptions.get(key.subscription_id)
         return list(billing_periods(since, key.period_end, subscription.calendar)) if subscription else []
+
+
+def _payer(account: str | None, subscription: str | None) -> str:
+    return f"account {account}" if subscription is None else f"subscription {subscription}"
+
+
+def _payers(key: RatingKey) -> tuple[str, str]:
+    return _payer(key.billing_account_id, None), _payer(None, key.subscription_id)
 
 
 _CONTRACTS: dict[str, Contracts] = {}

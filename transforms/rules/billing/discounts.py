@@ -16,7 +16,7 @@ def discounts(bill: Bill, around: Circumstances) -> None:
 
     Source: docs/rules.md, "Discounts and coupons".
     """
-    for one in sorted(around.book.catalog.discounts, key=lambda one: (one.percent is None, one.id)):
+    for one in around.contracts.discounts(one.key for one in bill.net):
         if one.currency in (None, bill.currency):
             _discount(bill, around, one)
 
@@ -49,8 +49,7 @@ def _holds(discount: Discount, key: RatingKey, around: Circumstances) -> bool:
     if not around.contracts.covers(discount, key):
         return False
     if discount.code is not None:
-        redemptions = around.contracts.redemptions.get(discount.id, ())
-        return any(_redeemed(discount, key, one, around) for one in redemptions)
+        return any(_redeemed(discount, key, one, around) for one in around.contracts.redemptions(discount, key))
     if discount.accounts and key.billing_account_id not in discount.accounts:
         return False
     if discount.subscriptions and key.subscription_id not in discount.subscriptions:
@@ -64,10 +63,6 @@ def _holds(discount: Discount, key: RatingKey, around: Circumstances) -> bool:
 
 
 def _redeemed(discount: Discount, key: RatingKey, redemption: Redemption, around: Circumstances) -> bool:
-    if redemption.account not in (None, key.billing_account_id):
-        return False
-    if redemption.subscription not in (None, key.subscription_id):
-        return False
     if key.period_end <= redemption.redeemed_at:
         return False
     if discount.periods is None:
