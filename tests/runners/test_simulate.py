@@ -259,6 +259,10 @@ def test_what_cannot_be_simulated_is_told(meterline: Command, today: Path, tmp_p
     assert "2026 (a year) or 2026-10-05 (days), got '2026-13'" in said("--period", "2026-13")
     other = write(tmp_path / "other", CATALOG.replace("id: one, account", "id: renamed, account"))
     assert "give the catalog that the period is billed with as --today" in said("--period", "2026-10", old=other)
+    tiers = write(
+        tmp_path / "tiers", CATALOG.replace("id: one, account", "id: one, tiers_at_change: carry_over, account")
+    )
+    assert "the tiers of subscription 'one' carry over" in said("--period", "2026-10", catalog=tiers)
     assert "there is no folder" in said("--period", "2026-10", "--chart", tmp_path / "none" / "x.svg")
     assert "half_even or half_up" in said("--period", "2026-10", "--rounding", "down")
     nowhere = f"chdb://{tmp_path / 'nowhere'}"

@@ -23,7 +23,10 @@ def other_catalog(world: World, seed: int, change: str) -> Catalog:
     if change == "nothing":
         return catalog
     if change == "cycles":
-        return with_contracts(world, seed + 1_000_000).catalog
+        catalog = with_contracts(world, seed + 1_000_000).catalog
+        for subscription in catalog["subscriptions"]:  # Where tiers carry over nothing can be simulated.
+            subscription.pop("tiers_at_change", None)
+        return catalog
     if change == "filters":
         return with_every_meter(world, seed + 1_000_000).catalog
     day = (world.received - timedelta(days=6)).replace(hour=0, minute=0, second=0, microsecond=0)
