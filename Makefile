@@ -28,7 +28,8 @@ test: $(READY)  ## run the tests
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 test-long: $(READY)  ## the same with 10,000 simulated worlds, 100,000 mutated records and 100 worlds under kill -9
-	METERLINE_SEEDS=10000 METERLINE_RUNNER_SEEDS=200 METERLINE_KILL_SEEDS=10 METERLINE_KILL_WORLDS=100 METERLINE_FUZZ=100000 \
+	METERLINE_SEEDS=10000 METERLINE_METER_SEEDS=600 METERLINE_PRICE_SEEDS=600 METERLINE_CONTRACT_SEEDS=400 METERLINE_WHAT_IF_SEEDS=100 \
+		METERLINE_RUNNER_SEEDS=200 METERLINE_KILL_SEEDS=10 METERLINE_KILL_WORLDS=100 METERLINE_FUZZ=100000 \
 		$(BIN)/python -m pytest -n 2 --dist worksteal
 
 test-flink: $(READY)  ## kill parts of a real Flink cluster under a stream (needs Java 11 or 17, Maven, the Pub/Sub emulator)
