@@ -5,15 +5,18 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from decimal import Decimal
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from meterline.schemas.catalog import Catalog
 from meterline.schemas.records import Invoice, RatingKey
 from meterline.transforms.rules.attribution import Directory
+from meterline.transforms.rules.billing import contracts as terms
 from meterline.transforms.rules.billing.bill import Elsewhere
 from meterline.transforms.rules.fees import Billed, BilledKey
 from meterline.transforms.rules.invoicing import Statement, next_invoice
+from meterline.transforms.rules.periods import period_with_label
 
 LABELS = ("2026-01", "2026-02", "2026-03")
 NOW = datetime(2027, 1, 1, tzinfo=UTC)
@@ -95,3 +98,11 @@ def test_no_balance_falls_below_zero_and_in_the_end_credit_pays_first(
     owed, granted = sum(due.values()), sum(GRANTED.values())
     assert sum(drawn(issued, grant) for grant in GRANTED) == min(owed, granted)
     assert sum(invoice.total for invoice in issued) == max(owed - granted, 0)
+
+
+def test_the_period_of_an_account_is_found_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.setattr(terms, "period_with_label", lambda *of: asked.append(of) or period_with_label(*of))
+    known = terms.Contracts(BOOK)
+    assert {known.period_of("a", "2026-02").label for _ in range(9)} == {"2026-02"}
+    assert len(asked) == 1

@@ -145,12 +145,21 @@ class Contracts:
     def period_of(self, billing_account_id: str, label: str) -> Period:
         """The period that an account has with a label: of the first of its subscriptions which has one then, else of
         the first which ever has one."""
-        found = [
-            (one.start >= period.end or (one.end or period.end) <= period.start, period)
-            for one in self.subscriptions.get(billing_account_id, ())
-            if (period := period_with_label(label, one.calendar))
-        ]
-        return min(found, key=lambda one: one[0])[1] if found else utc_days_of_label(label)
+        known = self._periods.get((billing_account_id, label))
+        if known is None:
+            found = [
+                (one.start >= period.end or (one.end or period.end) <= period.start, period)
+                for one in self.subscriptions.get(billing_account_id, ())
+                if (period := period_with_label(label, one.calendar))
+            ]
+            known = min(found, key=lambda one: one[0])[1] if found else utc_days_of_label(label)
+            self._periods[billing_account_id, label] = known
+        return known
+
+    @cached_property
+    def _periods(self) -> dict[tuple[str, str], Period]:
+        """Those found, as every line of other periods asks for its own."""
+        return {}
 
     def period_before(self, billing_account_id: str, period: Period) -> Period | None:
         """The account's period that ends where one of its periods starts; None where it has no calendar."""
