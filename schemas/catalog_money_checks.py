@@ -150,12 +150,15 @@ def _redemptions(catalog: Catalog) -> Iterator[Finding]:
             yield Finding(at, "was redeemed for the same already", ("redemptions", first[by], "discount"))
         times[discount.id] = times.get(discount.id, 0) + 1
         if discount.max_redemptions is not None and times[discount.id] > discount.max_redemptions:
-            message = f"coupon {discount.id} can be redeemed {discount.max_redemptions} times, this is once more"
+            message = (
+                f"coupon {discount.id} can be redeemed {discount.max_redemptions} times at most, this is once more"
+            )
             yield Finding(at, message, ("discounts", place, "max_redemptions"))
 
 
 def _cycles(catalog: Catalog) -> Iterator[Finding]:
-    """Commitments of accounts that are billed in more than one cycle, so that it is not said which period counts."""
+    """Commitments of accounts that are billed in more than one cycle, so that it is not said which period counts, or by
+    prices that include tax, so that what they spend is not what they promised."""
     above = {account.id: None if account.is_billed else account.parent for account in catalog.accounts}
 
     def payer(name: str) -> str:
@@ -165,10 +168,15 @@ def _cycles(catalog: Catalog) -> Iterator[Finding]:
             name = parent
         return name
 
+    with_tax = {card.id for card in catalog.rate_cards if card.prices_include_tax}
+    taxed_plans = {plan.id for plan in catalog.plans if plan.rate_card in with_tax}
     first: dict[str, tuple[int, str]] = {}
     mixed: dict[str, int] = {}
+    taxed: dict[str, int] = {}
     for number, subscription in enumerate(catalog.subscriptions):
         account = payer(subscription.account)
+        if not taxed_plans.isdisjoint({subscription.plan, *(change.plan for change in subscription.changes)}):
+            taxed.setdefault(account, number)
         if first.setdefault(account, (number, subscription.cycle))[1] != subscription.cycle:
             mixed.setdefault(account, number)
     for number, commitment in enumerate(catalog.commitments):
@@ -178,3 +186,6 @@ def _cycles(catalog: Catalog) -> Iterator[Finding]:
         elif commitment.account in mixed:
             message = f"the subscriptions of {commitment.account} are billed in different cycles, expected one"
             yield Finding(at, message, ("subscriptions", mixed[commitment.account]))
+        elif commitment.account in taxed:
+            message = f"{commitment.account} has prices that include tax, and what a commitment promises is without it"
+            yield Finding(at, message, ("subscriptions", taxed[commitment.account]))

@@ -53,9 +53,9 @@ PREPAID = POSTPAID.replace("postpaid", "prepaid")
 class Books:
     """A database that is rated and invoiced by a catalog."""
 
-    def __init__(self, url: str, folder: Path, more: str) -> None:
+    def __init__(self, url: str, folder: Path, more: str, base: str = CATALOG) -> None:
         (folder / "catalog").mkdir()
-        (folder / "catalog" / "all.yaml").write_text(CATALOG + more)
+        (folder / "catalog" / "all.yaml").write_text(base + more)
         self.catalog: Catalog = load_catalog(folder / "catalog")
         self.url, self.folder, self.number = url, folder, 0
 
@@ -175,3 +175,9 @@ def test_explain_says_what_a_line_was_computed_from(more: str, words: str, datab
     books.issue(1)
     (invoice,) = explain(database, "north-2026-01-EUR-1", None).to_json()["found"]
     assert words in [line["price"]["text"] for line in invoice["lines"]]
+
+
+def test_a_minimum_is_owed_only_while_there_is_a_subscription(database: str, tmp_path: Path) -> None:
+    left = CATALOG.replace("start: 2026-01-01T00:00:00Z}", "start: 2026-02-10T00:00:00Z, end: 2026-03-10T00:00:00Z}")
+    books = Books(database, tmp_path, MINIMUM, left)
+    assert [books.issue(month) for month in (1, 2, 3, 4)] == [{}, {"true_up": 50}, {"true_up": 50}, {}]

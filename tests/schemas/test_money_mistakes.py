@@ -64,7 +64,7 @@ MISTAKES = [
      "redemption r1, redeemed_at: is 2027-05-01T00:00:00+00:00, when coupon welcome could not be redeemed"),
     ("tax_rates:",
      "  - {id: r2, discount: welcome, subscription: s1, redeemed_at: 2026-05-01T00:00:00Z} #!\ntax_rates:",
-     "redemption r2, discount: coupon welcome can be redeemed 1 times, this is once more"),
+     "redemption r2, discount: coupon welcome can be redeemed 1 times at most, this is once more"),
     ("tax_rates:", "  - {id: r2, discount: welcome, account: acme, redeemed_at: 2026-05-01T00:00:00Z} #!\ntax_rates:",
      "redemption r2, discount: was redeemed for the same already"),
     ("2021-01-01T00:00:00Z, percent", "2019-01-01T00:00:00Z, percent: '1'} #!\n      - {effective_from: "
@@ -100,6 +100,8 @@ MISTAKES = [
      "grant promo, account: no account has the id 'acne'"),
     ("account: acme, amount: '20'", "account: team, amount: '20' #!\n    ",
      "grant promo, account: account team gets no invoice, expected one that is billed"),
+    ("currency: USD", "currency: USD\n    prices_include_tax: true",
+     "commitment deal, account: acme has prices that include tax, and what a commitment promises is without it"),
     ("recurs: monthly", "recurs: weekly #!\n    ", "grant promo, recurs: expected one of never, monthly, got weekly"),
     ("recurs: monthly,", "", "grant promo, rollover: only a grant that recurs is carried over, `recurs` is missing"),
     ("{maximum: '5'}", "{maximum: '5', minimum: '6'} #!\n    ",

@@ -233,6 +233,13 @@ def commitments(account: Account) -> None:
             if row["kind"] in ("charge", "discount") and in_term[row["label"]] and covers_row(one, row, account.catalog)
         )
         if one["kind"] == "minimum":
+            stays = [
+                sub
+                for sub in account.catalog["subscriptions"]
+                if instant(sub["start"]) < end and not (sub.get("end") and instant(sub["end"]) <= start)
+            ]
+            if not any(sub["account"] in (account.id, "team") for sub in stays):
+                continue
             add_to_pay(account, "true_up", one["id"], max(promised - spent, 0), start, end)
             continue
         if one["kind"] == "postpaid" and until and until <= end:

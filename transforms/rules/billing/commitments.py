@@ -8,7 +8,6 @@ from decimal import Decimal
 from meterline.schemas.catalog_money import Commitment
 from meterline.transforms.rules.billing.bill import Bill, Circumstances
 from meterline.transforms.rules.fees import BilledKey
-from meterline.transforms.rules.periods import Period
 
 _ZERO = Decimal(0)
 
@@ -22,12 +21,8 @@ def commitments(bill: Bill, around: Circumstances) -> None:
     """
     spend = {one: net for one, net in bill.net.items() if one.kind == "charge"}
     for one in around.contracts.commitments.get(around.billing_account_id, ()):
-        if one.currency == bill.currency and _is_of(one, around.period):
+        if one.currency == bill.currency and around.contracts.owes(one, around.period):
             _COMMIT[one.kind](bill, around, one, spend)
-
-
-def _is_of(one: Commitment, period: Period) -> bool:
-    return one.start <= period.start and (one.end is None or period.start < one.end)
 
 
 def _minimum(bill: Bill, around: Circumstances, one: Commitment, spend: Mapping[BilledKey, Decimal]) -> None:
@@ -92,5 +87,5 @@ def _spent_elsewhere(around: Circumstances, one: Commitment) -> Iterator[Decimal
     for row in around.elsewhere:
         if row.kind in ("charge", "discount") and around.contracts.covers(one, row.key):
             period = around.contracts.period_of(around.billing_account_id, row.label)
-            if _is_of(one, period):
+            if around.contracts.owes(one, period):
                 yield row.amount

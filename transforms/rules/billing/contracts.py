@@ -120,8 +120,17 @@ class Contracts:
                 continue
             period = self.period_of(account, label)
             for one in commitments:
-                if one.start <= period.start and (one.end is None or period.start < one.end):
+                if self.owes(one, period):
                     yield self.book.accounts[account].tenant, account, one.currency
+
+    def owes(self, one: Commitment, period: Period) -> bool:
+        """Whether a commitment holds for a period of its account. A minimum is no more owed by who has left."""
+        if period.start < one.start or (one.end is not None and one.end <= period.start):
+            return False
+        return one.kind != "minimum" or any(
+            subscription.start < period.end and (subscription.end is None or period.start < subscription.end)
+            for subscription in self.subscriptions.get(one.account, ())
+        )
 
     def covers(self, scope: Scope, key: RatingKey) -> bool:
         """Whether a charge is one of those that the scope names."""
