@@ -120,6 +120,8 @@ def make(rng: Random) -> World:
         )
     ]
     catalog["commitments"] = [_commitment(rng, number, currency) for number in range(rng.choice([0, 0, 1, 2]))]
+    for card in catalog["rate_cards"] if catalog["commitments"] else ():
+        card["prices_include_tax"] = False
     catalog["grants"] = [_grant(rng, number, currency) for number in range(rng.choice([0, 0, 1, 3]))]
     return World(catalog, currency, due(rng, catalog), tuple(_elsewhere(rng, catalog, currency)))
 
