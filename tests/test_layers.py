@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -90,6 +91,13 @@ def test_tests_load_each_module_once(file: Path) -> None:
     bare = [name.name for node in ast.walk(tree) if isinstance(node, ast.Import) for name in node.names]
     bare += [node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and not node.level]
     assert [name for name in bare if name.partition(".")[0] in PACKAGES] == []
+
+
+def test_each_file_of_tests_is_a_module_of_its_own() -> None:
+    # pytest names a file outside a package by its stem alone, and refuses the second of a name.
+    outside = [file for file in (ROOT / "tests").rglob("test_*.py") if not (file.parent / "__init__.py").exists()]
+    twice = [stem for stem, count in Counter(file.stem for file in outside).items() if count > 1]
+    assert twice == []
 
 
 def test_the_auditor_shares_nothing_with_what_it_audits() -> None:
