@@ -12,7 +12,7 @@ help:  ## list the targets
 
 $(READY): requirements.lock setup.py pyproject.toml transforms/compiled.pyx
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || { echo "Meterline needs Python 3.11; set PYTHON=/path/to/python3.11"; exit 2; }
-	@echo "Installing into $(VENV) (once, about a minute) …"
+	@echo "Installing into $(VENV) (once, some minutes) …"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .

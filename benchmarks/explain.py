@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
 import shutil
 import statistics
 import subprocess
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+from children import in_child
 
 from meterline.runners.explain import NotFound, explain
 from meterline.schemas.records import RatingKey
@@ -319,12 +319,6 @@ def show(tables: dict[str, dict[str, int]], figures: dict[str, dict[str, float]]
         console.print(f"the command as a whole, {name}: {seconds:.2f} s")
 
 
-def _in_child(work: Callable[..., Any], *arguments: Any) -> Any:
-    """An embedded database serves one process at a time, and until this ends."""
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(work, arguments)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--payers", type=int, default=822, help="each has 10,800 line items (default: %(default)s)")
@@ -341,10 +335,10 @@ def main() -> None:
             shutil.rmtree(folder / "db", ignore_errors=True)
             folder.mkdir(exist_ok=True)
             start = time.perf_counter()
-            _in_child(fill, url, options.payers, options.rejects)
+            in_child(fill, url, options.payers, options.rejects)
             (folder / "filled").touch()
             print(f"filled in {time.perf_counter() - start:.0f} s", file=sys.stderr)
-        asked = {k: ids for k, ids in _in_child(questions, url, options.questions).items() if options.only in k}
+        asked = {k: ids for k, ids in in_child(questions, url, options.questions).items() if options.only in k}
         whole = {kind: command(url, asked[kind][0]) for kind in ("invoice by number", "event by id") if kind in asked}
         figures = measure(url, asked, options.questions)
         tables = size(url)

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+from children import in_child
 
 from meterline.schemas.records import RatingKey
 from meterline.transforms import clickhouse, write
@@ -235,12 +234,6 @@ def show(report: dict[str, Any]) -> None:
     Console(width=None if sys.stdout.isatty() else 110).print(made)
 
 
-def _in_child(work: Callable[..., Any], *arguments: Any) -> Any:
-    """An embedded database serves one process at a time, and until this ends."""
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(work, arguments)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--payers", type=int, default=2_700, help="each has 3,720 line items (default: %(default)s)")
@@ -258,7 +251,7 @@ def main() -> None:
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir()
             began = time.perf_counter()
-            _in_child(fill, url, payers, options.per_hour)
+            in_child(fill, url, payers, options.per_hour)
             (folder / "filled").touch()
             print(f"filled in {time.perf_counter() - began:.0f} s", file=sys.stderr)
         shutil.rmtree(folder / "catalogs", ignore_errors=True)

@@ -120,6 +120,10 @@ GROUP BY ALL ORDER BY ALL
 """
 
 
+class UnknownSubscriptionError(clickhouse.DatabaseError):
+    """Line items name a subscription that the catalog does not have."""
+
+
 class _ReadTotalsFn(beam.DoFn):
     """The statements of a part of the billing accounts."""
 
@@ -169,7 +173,7 @@ def line_item_totals(
     billing accounts.
 
     Raises:
-      DatabaseError: they name a subscription that the catalog does not have.
+      UnknownSubscriptionError: they name a subscription that the catalog does not have.
     """
     since, until = starts_of_label(label)
     rows = clickhouse.query(url, _TOTALS, {"since": since, "until": until, "part": part, "parts": parts})
@@ -178,7 +182,7 @@ def line_item_totals(
         key = RatingKey.parse(row["rating_key"])
         found = period_label(key, book)
         if found is None:
-            raise clickhouse.DatabaseError(
+            raise UnknownSubscriptionError(
                 f"line items name the subscription {key.subscription_id!r}, which the catalog does not have; "
                 "a subscription that was used is ended, never removed"
             )

@@ -28,6 +28,7 @@ from meterline.runners.flink.commands import app as flink_app
 from meterline.runners.flink.home import FlinkError
 from meterline.runners.imports import spare
 from meterline.runners.metrics.command import metrics
+from meterline.runners.options import DEFAULT_DATABASE, AsJson, CatalogFolder, Now, Rounding, Url
 from meterline.runners.pubsub import commands as pubsub_commands
 from meterline.runners.rate_stream import Elsewhere, Engine, rate_here, rate_on_dataflow, rate_on_flink
 from meterline.runners.simulate import command as simulate_command
@@ -55,24 +56,6 @@ app.add_typer(clickhouse_app, name="clickhouse")
 # Tables in a file or a pipe are as wide as they need to be; on a terminal they fit into it.
 out = Console(width=None if sys.stdout.isatty() else 120)
 err = Console(stderr=True)
-
-DEFAULT_DATABASE = "chdb://meterline-db"
-Url = Annotated[
-    str,
-    typer.Option(
-        "--clickhouse",
-        envvar="METERLINE_CLICKHOUSE",
-        help="chdb://FOLDER (embedded, one process) or http(s)://user:password@host:8123/database.",
-    ),
-]
-CatalogFolder = Annotated[
-    Path, typer.Option("--catalog", envvar="METERLINE_CATALOG", help="Folder of the catalog's YAML files.")
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
-Now = Annotated[
-    str | None,
-    typer.Option("--now", help="The instant this run counts as now (RFC 3339); default: the clock. Give it to replay."),
-]
 
 
 def instant(text: str | None) -> datetime:
@@ -499,7 +482,7 @@ def invoice(
     ] = False,
     interim: Annotated[bool, typer.Option("--interim", help="Issue although the period has not ended.")] = False,
     account: Annotated[list[str] | None, typer.Option(help="Only this billing account. Repeatable.")] = None,
-    rounding: Annotated[str, typer.Option(help="half_even or half_up.")] = "half_even",
+    rounding: Annotated[Rounding, typer.Option(help="Of halves of a minor unit.")] = Rounding.half_even,
     now: Now = None,
     as_json: AsJson = False,
 ) -> None:
@@ -517,8 +500,6 @@ def invoice(
     from meterline.transforms.rules.period_labels import cycle_of_label
 
     cycle_of_label(period)
-    if rounding not in ("half_even", "half_up"):
-        raise typer.BadParameter(f"--rounding: expected half_even or half_up, got {rounding!r}")
     known = {one.id for one in prices.accounts if one.is_billed}
     for name in account or ():
         if name not in known:
@@ -536,7 +517,7 @@ def invoice(
         )
         raise typer.Exit(1)
     report = make_invoices(
-        Options(period, prices, clickhouse, instant(now), issue, interim, rounding, tuple(account or ()))  # type: ignore[arg-type]
+        Options(period, prices, clickhouse, instant(now), issue, interim, rounding.mode, tuple(account or ()))
     )
     heads = invoices_of(clickhouse, period)
     covered = coverage(period, prices)

@@ -37,6 +37,7 @@ from meterline.schemas.catalog_fields import (
     PropertyPath,
     Quantity,
     Record,
+    check_end,
     decimal_schema,
     misplaced,
     unless,
@@ -543,6 +544,10 @@ class Subscription(Record):
         "used before. To carry over, changes and versions take effect at full hours of UTC, or with a billing period.",
     )
 
+    def covers_some_of(self, start: datetime, end: datetime) -> bool:
+        """Whether it holds at an instant of [start, end)."""
+        return self.start < end and (self.end is None or start < self.end)
+
     @property
     def plans(self) -> tuple[str, ...]:
         """The plans that it is on, each once, in the order of time."""
@@ -600,22 +605,12 @@ class Subscription(Record):
                     at=("changes", number, "name"),
                     also=("changes", names[change.name], "name"),
                 )
-        if self.trial_end is not None and self.trial_end <= self.start:
-            raise misplaced(
-                f"ends at {self.trial_end.isoformat()}, it must end after the start {self.start.isoformat()}",
-                at=("trial", "until"),
-                also=("start",),
-            )
+        check_end(self.start, self.trial_end, at=("trial", "until"))
         return self
 
     @model_validator(mode="after")
     def _ends_after_start(self) -> Subscription:
-        if self.end is not None and self.end <= self.start:
-            raise misplaced(
-                f"ends at {self.end.isoformat()}, it must end after its start {self.start.isoformat()}",
-                at=("end",),
-                also=("start",),
-            )
+        check_end(self.start, self.end)
         return self
 
 

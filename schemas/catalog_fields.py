@@ -25,13 +25,12 @@ from pydantic_core import PydanticCustomError
 
 from meterline.schemas.calendars import CYCLE_PATTERN, MAX_CYCLE_DAYS, Calendar
 from meterline.schemas.currency import MINOR_UNITS
+from meterline.schemas.event import EARLIEST_TIME, LATEST_TIME
 
 PRICE_PLACES = 18
 QUANTITY_PLACES = 12
 MAX_PRICE = Decimal(10) ** 18
 MAX_QUANTITY = Decimal(10) ** 26
-FIRST_INSTANT = datetime(1970, 1, 1, tzinfo=UTC)
-LAST_INSTANT = datetime(2200, 1, 1, tzinfo=UTC)
 
 ID_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
 PATH_PATTERN = r"^[^.\s]+(\.[^.\s]+)*$"
@@ -62,6 +61,13 @@ PropertyPath = Annotated[
 def misplaced(message: str, at: tuple[str | int, ...], also: tuple[str | int, ...] = ()) -> PydanticCustomError:
     """An error of one part of the value checked: `at` leads to the part, `also` to what it clashes with."""
     return PydanticCustomError("misplaced", "{message}", {"message": message, "at": at, "also": also})
+
+
+def check_end(start: datetime | None, end: datetime | None, at: tuple[str, ...] = ("end",)) -> None:
+    """Refuse a stretch of time that ends before it has begun."""
+    if start is not None and end is not None and end <= start:
+        message = f"ends at {end.isoformat()}, it must end after its start {start.isoformat()}"
+        raise misplaced(message, at=at, also=("start",))
 
 
 def _exact(value: Any) -> Any:
@@ -171,7 +177,7 @@ def _instant(value: datetime) -> datetime:
         raise ValueError(f"{value.isoformat()} has no time zone, write for example {value.isoformat()}Z")
     if value.microsecond:
         raise ValueError(f"{value.isoformat()} has a fraction of a second, instants are whole seconds")
-    if not FIRST_INSTANT <= value < LAST_INSTANT:
+    if not EARLIEST_TIME <= value < LATEST_TIME:
         raise ValueError(f"{value.isoformat()} lies outside the years 1970 to 2199")
     return value.astimezone(UTC)
 
@@ -203,7 +209,7 @@ def _written_date(value: Any) -> Any:
 
 
 def _date(value: date) -> date:
-    if not FIRST_INSTANT.date() <= value < LAST_INSTANT.date():
+    if not EARLIEST_TIME.date() <= value < LATEST_TIME.date():
         raise ValueError(f"{value} lies outside the years 1970 to 2199")
     return value
 

@@ -1,12 +1,11 @@
-"""What happens to money after rating: discounts and coupons, commitments, grants of credit, currencies and tax."""
+"""What happens to money after rating: discounts and coupons, commitments, grants of credit, and tax."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from datetime import datetime
 from decimal import Decimal
 from itertools import pairwise
-from typing import Annotated, Literal, Protocol
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, StringConstraints, model_validator
 
@@ -18,6 +17,7 @@ from meterline.schemas.catalog_fields import (
     Percent,
     Price,
     Record,
+    check_end,
     decimal_schema,
     misplaced,
     positive,
@@ -56,12 +56,7 @@ class Validity(Record):
 
     @model_validator(mode="after")
     def _ends_after_start(self) -> Validity:
-        if self.start is not None and self.end is not None and self.end <= self.start:
-            raise misplaced(
-                f"ends at {self.end.isoformat()}, it must end after its start {self.start.isoformat()}",
-                at=("end",),
-                also=("start",),
-            )
+        check_end(self.start, self.end)
         return self
 
     def has(self, instant: datetime) -> bool:
@@ -129,22 +124,6 @@ class DatedPercent(Record):
     percent: Annotated[Percent, decimal_schema("Percent of the amount without tax, in quotes.")]
 
 
-class _Dated(Protocol):
-    @property
-    def effective_from(self) -> datetime: ...
-
-
-def in_order(dated: Sequence[_Dated], list_name: str) -> None:
-    """Refuse entries that do not follow each other in time."""
-    for number, (earlier, later) in enumerate(pairwise(dated), start=1):
-        if later.effective_from <= earlier.effective_from:
-            raise misplaced(
-                f"takes effect at {later.effective_from.isoformat()}, it must be after the one that stands before it",
-                at=(list_name, number, "effective_from"),
-                also=(list_name, number - 1, "effective_from"),
-            )
-
-
 class TaxRate(Record):
     """What a jurisdiction takes of some products, or of all that it has no other rate for."""
 
@@ -156,11 +135,11 @@ class TaxRate(Record):
 
     @model_validator(mode="after")
     def _rates_in_order(self) -> TaxRate:
-        in_order(self.rates, "rates")
         for number, (earlier, later) in enumerate(pairwise(self.rates), start=1):
-            if later.effective_from.date() == earlier.effective_from.date():
+            if later.effective_from.date() <= earlier.effective_from.date():
                 raise misplaced(
-                    f"takes effect on {later.effective_from:%Y-%m-%d}, as the one before it; a UTC day has one",
+                    f"takes effect at {later.effective_from.isoformat()}, it must be on a later day (UTC) than the one "
+                    "that stands before it",
                     at=("rates", number, "effective_from"),
                     also=("rates", number - 1, "effective_from"),
                 )
@@ -259,12 +238,7 @@ class Commitment(Scope):
     def _sensible(self) -> Commitment:
         if self.end is None and self.kind != "minimum":
             raise ValueError("`end` is missing, the end of the term")
-        if self.end is not None and self.end <= self.start:
-            raise misplaced(
-                f"ends at {self.end.isoformat()}, it must end after its start {self.start.isoformat()}",
-                at=("end",),
-                also=("start",),
-            )
+        check_end(self.start, self.end)
         if self.kind == "minimum" and self.overage_factor != 1:
             raise misplaced("only a commitment over a term has an overage", at=("overage_factor",))
         return self

@@ -171,10 +171,14 @@ def _with_keys(rows: pa.Table, keys: pa.Table) -> Iterator[pa.RecordBatch]:
         wanted = np.asarray(batch["rating_keys"].flatten())
         codes = np.searchsorted(ids, wanted)
         if (len(wanted) and not (codes < len(ids)).all()) or not (ids[codes] == wanted).all():
-            raise clickhouse.DatabaseError(
-                "usage_events names rating keys that rating_keys does not have: the archive is damaged"
-            )
+            raise damaged()
         yield _attributed(batch, symbols(codes, texts))
+
+
+def damaged() -> clickhouse.DatabaseError:
+    return clickhouse.DatabaseError(
+        "usage_events names rating keys that rating_keys does not have: the archive is damaged"
+    )
 
 
 def _attributed(batch: pa.RecordBatch, keys: pa.Array) -> pa.RecordBatch:

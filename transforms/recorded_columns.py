@@ -21,6 +21,7 @@ from meterline.schemas.event import Reason
 from meterline.schemas.meters import Aggregation, Meter
 from meterline.schemas.records import RatingKey
 from meterline.transforms import clickhouse
+from meterline.transforms.archive import damaged
 from meterline.transforms.attribute import Attributor
 from meterline.transforms.cells import whole
 from meterline.transforms.columns import code_column, symbols
@@ -128,9 +129,7 @@ class Columns:
         made = _Recorded({}, {})
         for id in json.loads(keys):
             if id not in self._keys:
-                raise clickhouse.DatabaseError(
-                    "usage_events names rating keys that rating_keys does not have: the archive is damaged"
-                )
+                raise damaged()
             made.keys[self._keys[id].meter_id] = id
             made.dimensions.update(self._keys[id].said)
         return made

@@ -16,6 +16,7 @@ from rich.table import Table
 from meterline.runners.flink import cluster as clusters
 from meterline.runners.flink.home import FlinkError
 from meterline.runners.flink.rest import ENDED, Flink, Job, RestError
+from meterline.runners.options import AsJson
 
 app = typer.Typer(
     help="A Flink cluster on this machine, and jobs on it or elsewhere.",
@@ -28,7 +29,6 @@ err = Console(stderr=True)
 Folder = Annotated[
     Path, typer.Option("--folder", envvar="METERLINE_FLINK_FOLDER", help="The folder of the local cluster.")
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 Url = Annotated[
     str | None,
     typer.Option("--rest-url", envvar="METERLINE_FLINK_REST_URL", help="REST API of a cluster elsewhere."),

@@ -20,20 +20,14 @@ from meterline.runners.flink import cluster as clusters
 from meterline.runners.flink.rest import Flink
 from meterline.runners.metrics import exposition
 from meterline.runners.metrics.exposition import Sample
+from meterline.runners.options import DEFAULT_DATABASE, Url
 
 DAYS = 62  # A month, and the one before it.
 err = Console(stderr=True)
 
 
 def metrics(
-    clickhouse: Annotated[
-        str,
-        typer.Option(
-            "--clickhouse",
-            envvar="METERLINE_CLICKHOUSE",
-            help="chdb://FOLDER (embedded, one process) or http(s)://user:password@host:8123/database.",
-        ),
-    ] = "chdb://meterline-db",
+    clickhouse: Url = DEFAULT_DATABASE,
     rest_url: Annotated[
         str | None, typer.Option(envvar="METERLINE_FLINK_REST_URL", help="Flink's REST API, to be asked, too.")
     ] = None,

@@ -21,6 +21,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
 from meterline.runners import tables
+from meterline.runners.options import AsJson
 
 if TYPE_CHECKING:  # Loading them loads Beam.
     from meterline.runners.pubsub.tail import Seen
@@ -33,7 +34,6 @@ class Packing(StrEnum):
 
 
 _Topic = Annotated[str, typer.Option("--topic", help="projects/PROJECT/topics/TOPIC.")]
-_AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 
 
 def register(app: typer.Typer, out: Console, err: Console) -> None:
@@ -50,7 +50,7 @@ def register(app: typer.Typer, out: Console, err: Console) -> None:
         rate: Annotated[float | None, typer.Option(min=0.001, help="Events a second; default: no bound.")] = None,
         batch: Annotated[int, typer.Option(min=1, help="Events in a message.")] = 500,
         compress: Annotated[Packing, typer.Option(help="How messages are packed.")] = Packing.none,
-        as_json: _AsJson = False,
+        as_json: AsJson = False,
     ) -> None:
         """Publish files of usage events to a Pub/Sub topic, as they are.
 

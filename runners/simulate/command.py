@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from meterline.runners.options import DEFAULT_DATABASE, Rounding, Url
 from meterline.schemas.catalog_files import load_catalog
 
 
@@ -42,15 +43,8 @@ def register(app: typer.Typer, out: Console, err: Console, print_json: Callable[
         by: Annotated[By, typer.Option(help="What the table has a row for.")] = By.account,
         top: Annotated[int, typer.Option(min=1, help="So many rows of the table, and bars of the chart.")] = 20,
         chart: Annotated[Path | None, typer.Option(metavar="FILE.svg", help="Draw the accounts to this file.")] = None,
-        rounding: Annotated[str, typer.Option(help="half_even or half_up, as with `invoice`.")] = "half_even",
-        clickhouse: Annotated[
-            str,
-            typer.Option(
-                "--clickhouse",
-                envvar="METERLINE_CLICKHOUSE",
-                help="chdb://FOLDER (embedded, one process) or http(s)://user:password@host:8123/database.",
-            ),
-        ] = "chdb://meterline-db",
+        rounding: Annotated[Rounding, typer.Option(help="As with `invoice`.")] = Rounding.half_even,
+        clickhouse: Url = DEFAULT_DATABASE,
         as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables: all rows.")] = False,
     ) -> None:
         """What if: a period's recorded usage priced by another catalog, beside what each account pays today.
@@ -71,8 +65,6 @@ def register(app: typer.Typer, out: Console, err: Console, print_json: Callable[
         from meterline.transforms.rules.period_labels import cycle_of_label
 
         cycle_of_label(period)
-        if rounding not in ("half_even", "half_up"):
-            raise typer.BadParameter(f"--rounding: expected half_even or half_up, got {rounding!r}")
         if chart is not None and not chart.absolute().parent.is_dir():
             raise InputError(f"--chart {chart}: there is no folder {chart.parent}")
         new = load_catalog(catalog)
@@ -84,7 +76,7 @@ def register(app: typer.Typer, out: Console, err: Console, print_json: Callable[
             new,
             todays_catalog(clickhouse, today),
             anew=anew,
-            rounding=rounding,  # type: ignore[arg-type]
+            rounding=rounding.mode,
             console=None if as_json else err,
         )
         if chart is not None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from meterline.pipelines.invoice_accounts import line_item_totals
+from meterline.pipelines.invoice_accounts import UnknownSubscriptionError, line_item_totals
 from meterline.runners.jobs import InputError
 from meterline.schemas.catalog import Catalog
 from meterline.schemas.catalog_files import load_catalog
@@ -59,11 +60,11 @@ class Simulation:
     unpriced: Mapping[str, int] = field(default_factory=dict)
     refused: Mapping[RatingKey, str] = field(default_factory=dict)
 
-    @property
+    @cached_property
     def by_payer(self) -> dict[Payer, Change]:
         return changes_by_payer(self.today, self.new)
 
-    @property
+    @cached_property
     def by_charge(self) -> dict[Charged, Change]:
         return changes_by_charge(self.today, self.new)
 
@@ -71,12 +72,13 @@ class Simulation:
         charges: dict[Payer | None, list[dict[str, Any]]] = {}
         for name, change in self.by_charge.items():
             charges.setdefault(name.payer, []).append({"charge": name.charge_id, **_change(change)})
-        by_payer = self.by_payer
         return {
             "period": self.period,
             "catalog_today": self.catalogs[0],
             "catalog_new": self.catalogs[1],
-            "totals": [{"currency": currency, **_change(one)} for currency, one in sorted(totals(by_payer).items())],
+            "totals": [
+                {"currency": currency, **_change(one)} for currency, one in sorted(totals(self.by_payer).items())
+            ],
             "accounts": [
                 {
                     "tenant": payer.tenant_id,
@@ -85,7 +87,7 @@ class Simulation:
                     **_change(change),
                     "charges": charges.get(payer, []),
                 }
-                for payer, change in by_payer.items()
+                for payer, change in self.by_payer.items()
             ],
             "recorded_events": self.events,
             "would_be_rejected": dict(self.rejected),
@@ -192,9 +194,7 @@ def _stored(url: str, period: str, book: Directory, console: Console | None) -> 
         for part in range(_PARTS):
             try:
                 used.update(line_item_totals(url, period, book, part, _PARTS))
-            except clickhouse.DatabaseError as error:
-                if "which the catalog does not have" not in str(error):
-                    raise
+            except UnknownSubscriptionError as error:
                 raise InputError(f"{error}; give the catalog that the period is billed with as --today") from None
             progress.update(task, completed=part + 1)
     return of_payers(used)

@@ -360,7 +360,7 @@ MISTAKES = [
      "2026-01-02T00:00:00Z}} #!",
      "subscription s1, trial, until: when it ends stands in `days` already, leave one out"),
     ("start: 2026-01-01T00:00:00Z}", "start: 2026-01-01T00:00:00Z,\n    trial: {until: 2025-01-02T00:00:00Z}} #!",
-     "subscription s1, trial, until: ends at 2025-01-02T00:00:00+00:00, it must end after the start"),
+     "subscription s1, trial, until: ends at 2025-01-02T00:00:00+00:00, it must end after its start"),
     ("start: 2026-01-01T00:00:00Z}", "start: 2026-01-01T00:00:00Z,\n    trial: {day: 3}} #!",
      "subscription s1, trial: unknown key 'day', did you mean 'days'?; expected one of days, until"),
     ("fee: {model: fixed, amount: '10.00'}", "fee: {model: fixed, amount: '10.00', billed: before} #!",
@@ -424,10 +424,15 @@ def test_a_good_catalog_has_no_problem(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("old", "new", "expected"), MISTAKES, ids=[message for _, _, message in MISTAKES])
 def test_a_mistake_is_reported_at_its_line(tmp_path: Path, old: str, new: str, expected: str) -> None:
-    assert old in GOOD
-    text = GOOD.replace(old, new, 1)
-    found = problems(write(tmp_path, all=text))
-    place = f"all.yaml:{line_of(text, '#!')}: "
+    assert_reported(tmp_path, GOOD, old, new, expected)
+
+
+def assert_reported(folder: Path, good: str, old: str, new: str, expected: str) -> None:
+    """With `new` in place of `old`, the problem is found in the line that is marked with `#!` (any, if none is)."""
+    assert old in good
+    text = good.replace(old, new, 1)
+    found = problems(write(folder, all=text))
+    place = f"all.yaml:{line_of(text, '#!')}: " if "#!" in new else "all.yaml:"
     assert any(line.startswith(place) and expected in line for line in found), "\n".join(found)
 
 

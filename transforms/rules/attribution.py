@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from functools import cached_property
 from typing import NamedTuple
 
@@ -22,11 +22,11 @@ from meterline.schemas.catalog import (
     TimeOfDay,
     UsagePrice,
 )
+from meterline.schemas.event import EARLIEST_TIME, LATEST_TIME
 from meterline.schemas.meters import Meter
 from meterline.schemas.records import RatingKey
 from meterline.transforms.rules.contracts import (
     CARRIED,
-    LAST,
     TRIAL,
     Terms,
     name_in_key,
@@ -38,8 +38,6 @@ from meterline.transforms.rules.periods import billing_period
 from meterline.transforms.rules.prices.matrix import price_for
 from meterline.transforms.rules.prices.parts import NoPriceError
 from meterline.transforms.rules.prices.time_of_day import price_in, stretch_at
-
-FIRST = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class Segment(NamedTuple):
@@ -188,7 +186,7 @@ class Directory:
 
         Source: docs/rules.md, "Attribution".
         """
-        start, end = FIRST, LAST
+        start, end = EARLIEST_TIME, LATEST_TIME
         for account in self.lineage(account_id):
             for subscription, charge_id in self._charges.get((account.id, meter_id), ()):
                 if instant < subscription.start:

@@ -14,7 +14,7 @@ Ids have neither sign, so that no two are alike.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from datetime import UTC, datetime
+from datetime import datetime
 from decimal import Decimal
 from typing import NamedTuple
 
@@ -28,8 +28,8 @@ from meterline.schemas.catalog import (
     RateCard,
     Subscription,
 )
+from meterline.schemas.event import LATEST_TIME
 
-LAST = datetime(2200, 1, 1, tzinfo=UTC)
 TRIAL = "trial:"
 CARRIED = "carried:"
 _OWN = "contract:"
@@ -63,7 +63,7 @@ def stretches_of(subscription: Subscription, charge_id: str) -> list[Stretch]:
 
     Source: docs/rules.md, "Contracts".
     """
-    start, end = subscription.start, subscription.end or LAST
+    start, end = subscription.start, subscription.end or LATEST_TIME
     own = FIRST_TERMS if charge_id in subscription.prices else ""
     made = [Stretch(start, end, subscription.plan, own, False)]
     for change in subscription.changes:

@@ -92,7 +92,7 @@ def charges_without_usage(
     }
     for subscription in sorted(book.catalog.subscriptions, key=lambda one: one.id):
         period = period_with_label(label, subscription.calendar)
-        if period is None or subscription.start >= period.end or (subscription.end or period.end) <= period.start:
+        if period is None or not subscription.covers_some_of(period.start, period.end):
             continue
         account = book.accounts[subscription.account]
         due: dict[tuple[str, str, str], Billed] = {}

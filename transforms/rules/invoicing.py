@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from decimal import Decimal
 
+from meterline.schemas.event import LATEST_TIME
 from meterline.schemas.records import Invoice, InvoiceLine
 from meterline.transforms.rules.attribution import Directory
 from meterline.transforms.rules.billing.bill import Circumstances, Elsewhere, Step, Target, made
@@ -15,7 +16,7 @@ from meterline.transforms.rules.billing.contracts import COMMITMENT_KINDS, contr
 from meterline.transforms.rules.billing.credits import credits
 from meterline.transforms.rules.billing.discounts import discounts
 from meterline.transforms.rules.billing.taxes import taxes
-from meterline.transforms.rules.contracts import LAST, TRIAL
+from meterline.transforms.rules.contracts import TRIAL
 from meterline.transforms.rules.fees import Billed, BilledKey, charges_without_usage, is_in_advance
 from meterline.transforms.rules.money import RoundingMode
 
@@ -126,7 +127,7 @@ def in_advance(statement: Statement, book: Directory, now: datetime) -> Statemen
 
 
 def targets_of(
-    statement: Statement, book: Directory, rounding: RoundingMode, ended: bool = True, now: datetime = LAST
+    statement: Statement, book: Directory, rounding: RoundingMode, ended: bool = True, now: datetime = LATEST_TIME
 ) -> dict[BilledKey, Target]:
     """What each line of all invoices of the period together should have billed by now."""
     terms = contracts(book)

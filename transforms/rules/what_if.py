@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Context, Decimal, localcontext
+from itertools import chain
 from typing import NamedTuple, TypeVar
 
 from meterline.schemas.event import Reason
@@ -101,6 +102,9 @@ def invoices_of(label: str, book: Directory, used: Used, rounding: RoundingMode)
     return made
 
 
+_Name = TypeVar("_Name")
+
+
 class Change(NamedTuple):
     """Amounts today and under the new catalog; None where there is no invoice."""
 
@@ -127,6 +131,14 @@ def _plus(one: Decimal | None, other: Decimal | None) -> Decimal | None:
     return None if one is None and other is None else (one or _ZERO) + (other or _ZERO)
 
 
+def _added(changes: Iterable[tuple[_Name, Change]]) -> dict[_Name, Change]:
+    """Sums by name."""
+    found: dict[_Name, Change] = {}
+    for name, change in changes:
+        found[name] = found[name].plus(change) if name in found else change
+    return found
+
+
 def changes_by_payer(today: Mapping[Payer, Invoice], new: Mapping[Payer, Invoice]) -> dict[Payer, Change]:
     """Totals of the invoices; by currency, and what moves most first."""
     found = {
@@ -146,30 +158,26 @@ class Charged(NamedTuple):
 
 def changes_by_charge(today: Mapping[Payer, Invoice], new: Mapping[Payer, Invoice]) -> dict[Charged, Change]:
     """Sums of the invoices' lines, by payer and charge; by currency, and what moves most first."""
-    found: dict[Charged, Change] = {}
-    for invoices, is_new in ((today, False), (new, True)):
+
+    def of_lines(invoices: Mapping[Payer, Invoice], is_new: bool) -> Iterator[tuple[Charged, Change]]:
         for payer, invoice in invoices.items():
             for line in invoice.lines:
                 name = Charged(payer, payer.currency, line.key.charge_id or line.source)
-                one = Change(None, line.amount) if is_new else Change(line.amount, None)
-                found[name] = found[name].plus(one) if name in found else one
-    return _movers_first(found)
+                yield name, Change(None, line.amount) if is_new else Change(line.amount, None)
+
+    return _movers_first(_added(chain(of_lines(today, False), of_lines(new, True))))
 
 
 def of_all_payers(changes: Mapping[Charged, Change]) -> dict[Charged, Change]:
     """The same changes, by charge alone."""
-    found: dict[Charged, Change] = {}
-    for name, change in changes.items():
-        name = name._replace(payer=None)
-        found[name] = found[name].plus(change) if name in found else change
-    return _movers_first(found)
+    return _movers_first(_added((name._replace(payer=None), change) for name, change in changes.items()))
 
 
-_Name = TypeVar("_Name", Payer, Charged)
+_Whose = TypeVar("_Whose", Payer, Charged)
 
 
-def _movers_first(changes: Mapping[_Name, Change]) -> dict[_Name, Change]:
-    def place(item: tuple[_Name, Change]) -> tuple[str, Decimal, str]:
+def _movers_first(changes: Mapping[_Whose, Change]) -> dict[_Whose, Change]:
+    def place(item: tuple[_Whose, Change]) -> tuple[str, Decimal, str]:
         name, change = item
         return name.currency, -abs(change.difference), repr(name)
 
@@ -178,7 +186,4 @@ def _movers_first(changes: Mapping[_Name, Change]) -> dict[_Name, Change]:
 
 def totals(changes: Mapping[Payer, Change]) -> dict[str, Change]:
     """Sums by currency."""
-    found: dict[str, Change] = {}
-    for payer, change in changes.items():
-        found[payer.currency] = found[payer.currency].plus(change) if payer.currency in found else change
-    return found
+    return _added((payer.currency, change) for payer, change in changes.items())

@@ -87,6 +87,10 @@ class Circumstances:
             self.tenant_id, self.billing_account_id, "", "", "", "", self.period.start, self.period.end, ()
         )
 
+    def account_line(self, kind: str, source: str) -> BilledKey:
+        """The key of a line about the whole account."""
+        return BilledKey(self.account_key, self.billing_account_id, kind, source)
+
 
 @dataclass
 class Bill:
@@ -130,6 +134,14 @@ class Bill:
         for one, part in parts.items():
             self.net[one] -= part
         return parts
+
+    def draw(self, line: BilledKey, available: Decimal, bases: Iterable[BilledKey]) -> None:
+        """Pay what is left of the bases with what is available, by a line of its own."""
+        bases = list(bases)
+        of = max(sum((self.net[one] for one in bases), _ZERO), _ZERO)
+        if drawn := min(of, available):
+            self.take(drawn, bases)
+            self.add(line, -drawn, {"of": f"{of:f}", "available": f"{available:f}", "total": f"{drawn:f}"})
 
     def rounded(self, amount: Decimal, rounding: RoundingMode) -> Decimal:
         return round_money(amount, self.currency, rounding)

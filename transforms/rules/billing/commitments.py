@@ -43,12 +43,8 @@ def _prepaid(bill: Bill, around: Circumstances, one: Commitment, spend: Mapping[
         _line(bill, around, one, "prepayment", one.amount, {"amount": f"{one.amount:f}"})
     spent, elsewhere = _spent(around, one, spend), sum(_spent_elsewhere(around, one), _ZERO)
     bases = [base for base in spend if around.contracts.covers(one, base.key)]
-    of = max(sum((bill.net[base] for base in bases), _ZERO), _ZERO)
     available = max(one.amount + sum(around.posted("prepaid", one.id).values(), _ZERO), _ZERO)
-    if drawn := min(of, available):
-        bill.take(drawn, bases)
-        terms = {"of": f"{of:f}", "available": f"{available:f}", "total": f"{drawn:f}"}
-        bill.add(BilledKey(around.account_key, around.billing_account_id, "prepaid", one.id), -drawn, terms)
+    bill.draw(around.account_line("prepaid", one.id), available, bases)
     _overage(bill, around, one, spent, elsewhere)
 
 
@@ -75,7 +71,7 @@ def _line(
     bill: Bill, around: Circumstances, one: Commitment, kind: str, amount: Decimal, terms: Mapping[str, str]
 ) -> None:
     if amount:
-        bill.add(BilledKey(around.account_key, around.billing_account_id, kind, one.id), amount, terms, to_pay=True)
+        bill.add(around.account_line(kind, one.id), amount, terms, to_pay=True)
 
 
 def _spent(around: Circumstances, one: Commitment, spend: Mapping[BilledKey, Decimal]) -> Decimal:

@@ -9,9 +9,9 @@ from functools import cached_property
 
 from meterline.schemas.catalog import Subscription
 from meterline.schemas.catalog_money import Commitment, Discount, Grant, Redemption, Scope, TaxRate
+from meterline.schemas.event import LATEST_TIME
 from meterline.schemas.records import RatingKey
 from meterline.transforms.rules.attribution import Directory
-from meterline.transforms.rules.contracts import LAST
 from meterline.transforms.rules.periods import (
     Period,
     billing_period,
@@ -108,7 +108,7 @@ class Contracts:
     def grants(self) -> dict[str, list[Grant]]:
         """By account, in the order in which they are drawn."""
         found: dict[str, list[Grant]] = {}
-        for one in sorted(self.book.catalog.grants, key=lambda one: (one.priority, one.expires or LAST, one.id)):
+        for one in sorted(self.book.catalog.grants, key=lambda one: (one.priority, one.expires or LATEST_TIME, one.id)):
             found.setdefault(one.account, []).append(one)
         return found
 
@@ -128,7 +128,7 @@ class Contracts:
         if period.start < one.start or (one.end is not None and one.end <= period.start):
             return False
         return one.kind != "minimum" or any(
-            subscription.start < period.end and (subscription.end is None or period.start < subscription.end)
+            subscription.covers_some_of(period.start, period.end)
             for subscription in self.subscriptions.get(one.account, ())
         )
 
@@ -157,7 +157,7 @@ class Contracts:
         known = self._periods.get((billing_account_id, label))
         if known is None:
             found = [
-                (one.start >= period.end or (one.end or period.end) <= period.start, period)
+                (not one.covers_some_of(period.start, period.end), period)
                 for one in self.subscriptions.get(billing_account_id, ())
                 if (period := period_with_label(label, one.calendar))
             ]

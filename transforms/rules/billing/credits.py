@@ -1,6 +1,6 @@
 """Grants of credit: drawn in a fixed order, and never below zero.
 
-A period draws from what all other periods have left, as issued invoices say: docs/decisions/0018.
+A period draws from what all other periods have left, as issued invoices say: docs/decisions/0016.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from decimal import Decimal
 from meterline.schemas.calendars import Calendar
 from meterline.schemas.catalog_money import Grant
 from meterline.transforms.rules.billing.bill import Bill, Circumstances
-from meterline.transforms.rules.fees import BilledKey
 from meterline.transforms.rules.periods import local_time
 
 _ZERO = Decimal(0)
@@ -25,23 +24,13 @@ def credits(bill: Bill, around: Circumstances) -> None:
     """
     for grant in around.contracts.grants.get(around.billing_account_id, ()):
         if grant.currency == bill.currency and _is_usable(grant, around):
-            _draw(bill, around, grant)
+            bases = [one for one in bill.net if one.kind != "prepayment" and around.contracts.covers(grant, one.key)]
+            bill.draw(around.account_line("credit", grant.id), available_in(grant, around), bases)
 
 
 def _is_usable(grant: Grant, around: Circumstances) -> bool:
     """Whether the period has an instant at which the grant holds."""
     return grant.effective_from < around.period.end and (grant.expires is None or around.period.start < grant.expires)
-
-
-def _draw(bill: Bill, around: Circumstances, grant: Grant) -> None:
-    bases = [one for one in bill.net if one.kind != "prepayment" and around.contracts.covers(grant, one.key)]
-    of = max(sum((bill.net[one] for one in bases), _ZERO), _ZERO)
-    available = available_in(grant, around)
-    drawn = min(of, available)
-    if drawn:
-        bill.take(drawn, bases)
-        terms = {"of": f"{of:f}", "available": f"{available:f}", "total": f"{drawn:f}"}
-        bill.add(BilledKey(around.account_key, around.billing_account_id, "credit", grant.id), -drawn, terms)
 
 
 def available_in(grant: Grant, around: Circumstances) -> Decimal:
