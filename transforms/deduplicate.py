@@ -182,10 +182,17 @@ WHERE toYYYYMMDD(time) = {{day:UInt32}} AND {EARLIER}
 """
 
 
+# The runs of a key lie in cells of state by their length, each up to 32 times as long as those of the cell before:
+# a cell is written as a whole, and that of the long runs seldom changes.
+_CELLS = tuple(BagStateSpec(f"seen_{number}", BytesCoder()) for number in range(5))
+
+
+def _cell_of(run: bytes) -> int:
+    return min((len(run) // _SEEN.itemsize).bit_length() // 5, len(_CELLS) - 1)
+
+
 class _DeduplicateFn(beam.DoFn):
     """State, per shard and day: the identities seen, 16 bytes each, in runs. It begins with those that are archived."""
-
-    SEEN = BagStateSpec("seen", BytesCoder())
 
     def __init__(self, archive: Archive | None, shards: int) -> None:
         self._archive, self._shards = archive, shards
@@ -194,21 +201,27 @@ class _DeduplicateFn(beam.DoFn):
         self,
         keyed: tuple[bytes, pa.RecordBatch],
         window: Any = beam.DoFn.WindowParam,
-        state: Any = beam.DoFn.StateParam(SEEN),
+        cell_0: Any = beam.DoFn.StateParam(_CELLS[0]),
+        cell_1: Any = beam.DoFn.StateParam(_CELLS[1]),
+        cell_2: Any = beam.DoFn.StateParam(_CELLS[2]),
+        cell_3: Any = beam.DoFn.StateParam(_CELLS[3]),
+        cell_4: Any = beam.DoFn.StateParam(_CELLS[4]),
     ) -> Iterator[Any]:
         shard, events = keyed
-        stored = list(state.read())
+        cells = (cell_0, cell_1, cell_2, cell_3, cell_4)
         # A bag gives its elements in any order; the runs' is that of their lengths.
-        stored.sort(key=len, reverse=True)
-        seen = Seen(stored or self._archived(int(window.start) // DAY_SECONDS, int(shard)))
+        stored = [sorted(cell.read(), key=len, reverse=True) for cell in cells]
+        runs = [run for of_cell in reversed(stored) for run in of_cell]
+        seen = Seen(runs or self._archived(int(window.start) // DAY_SECONDS, int(shard)))
         is_new, first_content = seen.add(events["identity"])
         yield from self._told(events, is_new, first_content)
-        if seen.runs != stored:
-            if seen.runs[: len(stored)] != stored:
-                state.clear()
-                stored = []
-            for run in seen.runs[len(stored) :]:
-                state.add(run)
+        for number, (cell, before) in enumerate(zip(cells, stored)):
+            now = [run for run in seen.runs if _cell_of(run) == number]
+            if now[: len(before)] != before:
+                cell.clear()
+                before = []
+            for run in now[len(before) :]:
+                cell.add(run)
         if is_new.any():
             yield events if is_new.all() else events.filter(pa.array(is_new))
 

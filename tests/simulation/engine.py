@@ -225,8 +225,9 @@ class Worker:
         self._start(self._deduplicate, self._meter, self._archive, self._rejects)
         usage: list[Usage] = []
         for shard, encoded, window, _ in pieces:
-            keyed, bag = (shard, BATCHES.decode(encoded)), _Bag(state.seen, (shard, window))
-            for events in self._main(self._deduplicate.process(keyed, window, bag)):
+            keyed = shard, BATCHES.decode(encoded)
+            cells = [_Bag(state.seen, (shard, window, number)) for number in range(len(deduplicate._CELLS))]
+            for events in self._main(self._deduplicate.process(keyed, window, *cells)):
                 usage += self._meter.process(events, self._job.catalog)
                 self._archive.process(events)
         usage += [keyed.value for keyed in self._finish(self._meter)]

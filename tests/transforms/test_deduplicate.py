@@ -172,7 +172,7 @@ def test_a_copy_that_feeds_other_meters_is_a_duplicate_where_the_catalog_alone_h
     clickhouse.insert(database, "usage_events", usage_event_rows([stored], "earlier"))
     stage = deduplicate._DeduplicateFn(Archive(database, "mine"), 1)
     stage.start_bundle()
-    rejects = list(stage.process((b"0", said(batch([second]), came)), WINDOW, batches.Bag()))
+    rejects = list(stage.process((b"0", said(batch([second]), came)), WINDOW, *state()))
     assert [one.value.reason for one in rejects] == ([] if is_new_catalog else [Reason.CONFLICT])
 
 
@@ -232,29 +232,48 @@ def test_no_runner_may_drop_what_may_still_come() -> None:
     assert list(lateness.values()) == [KEEP.total_seconds()]
 
 
+def state() -> list[batches.Bag]:
+    return [batches.Bag() for _ in deduplicate._CELLS]
+
+
 WINDOW = IntervalWindow(START // DAY_SECONDS * DAY_SECONDS, START // DAY_SECONDS * DAY_SECONDS + DAY_SECONDS)
 
 
 def test_state_is_written_only_when_it_grew() -> None:
-    state = batches.Bag()
+    cells = state()
     stage = deduplicate._DeduplicateFn(None, 1)
     stage.start_bundle()
     keyed = (b"0", batch([event(1), event(2)]))
-    assert len(list(stage.process(keyed, WINDOW, state))) == 1
-    assert [len(run) for run in state.values] == [32]
-    state.add = state.clear = None  # type: ignore[method-assign, assignment]
-    assert list(stage.process(keyed, WINDOW, state)) == []
+    assert len(list(stage.process(keyed, WINDOW, *cells))) == 1
+    assert [[len(run) for run in cell.values] for cell in cells] == [[32], [], [], [], []]
+    for cell in cells:
+        cell.add = cell.clear = None  # type: ignore[method-assign, assignment]
+    assert list(stage.process(keyed, WINDOW, *cells)) == []
+
+
+def test_of_much_state_little_is_written() -> None:
+    """Were all of it written with each batch, it would be 200 times what comes."""
+    cells, stage, written = state(), deduplicate._DeduplicateFn(None, 1), 0
+    stage.start_bundle()
+    for first in range(0, 20_000, 50):
+        before = [list(cell.values) for cell in cells]
+        events = batch([event(number) for number in range(first, first + 50)])
+        assert sum(len(passes) for passes in stage.process((b"0", events), WINDOW, *cells)) == 50
+        for old, cell in zip(before, cells):
+            kept = old if cell.values[: len(old)] == old else []
+            written += sum(map(len, cell.values[len(kept) :]))
+    assert written < 15 * 20_000 * 16
 
 
 def test_the_archive_is_asked_once_for_a_shard_and_day(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Then it is state, with what came since."""
     archived(database, [event(1), event(2)], "earlier")
-    state, asked, query = batches.Bag(), [], clickhouse.query
+    cells, asked, query = state(), [], clickhouse.query
     monkeypatch.setattr(clickhouse, "query", lambda *args: asked.append(args) or query(*args))
     stage = deduplicate._DeduplicateFn(Archive(database, "mine"), 1)
     stage.start_bundle()
     for came, new in (([1], []), ([2, 1], []), ([1, 3], ["e3/0"]), ([3, 2], [])):
-        events = stage.process((b"0", batch([event(name) for name in came])), WINDOW, state)
+        events = stage.process((b"0", batch([event(name) for name in came])), WINDOW, *cells)
         assert [id for some in events for id in passed(some)] == new
     assert len(asked) == 1
 
