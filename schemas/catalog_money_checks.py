@@ -8,6 +8,7 @@ from decimal import Decimal
 from meterline.schemas.catalog import Catalog
 from meterline.schemas.catalog_findings import Finding, Place
 from meterline.schemas.catalog_money import Scope
+from meterline.schemas.catalog_payers import billed_currencies, paid_subscriptions
 from meterline.schemas.currency import MINOR_UNITS
 
 SCOPED = ("discounts", "commitments", "grants")
@@ -50,6 +51,7 @@ def findings(catalog: Catalog, complete: bool) -> Iterator[Finding]:
         yield from _jurisdictions(catalog)
         yield from _redemptions(catalog)
         yield from _cycles(catalog)
+        yield from _currencies(catalog)
 
 
 def _amounts(catalog: Catalog) -> Iterator[Finding]:
@@ -159,26 +161,17 @@ def _redemptions(catalog: Catalog) -> Iterator[Finding]:
 def _cycles(catalog: Catalog) -> Iterator[Finding]:
     """Commitments of accounts that are billed in more than one cycle, so that it is not said which period counts, or by
     prices that include tax, so that what they spend is not what they promised."""
-    above = {account.id: None if account.is_billed else account.parent for account in catalog.accounts}
-
-    def payer(name: str) -> str:
-        seen: set[str] = set()
-        while name not in seen and (parent := above.get(name)):
-            seen.add(name)
-            name = parent
-        return name
-
     with_tax = {card.id for card in catalog.rate_cards if card.prices_include_tax}
     taxed_plans = {plan.id for plan in catalog.plans if plan.rate_card in with_tax}
     first: dict[str, tuple[int, str]] = {}
     mixed: dict[str, int] = {}
     taxed: dict[str, int] = {}
-    for number, subscription in enumerate(catalog.subscriptions):
-        account = payer(subscription.account)
-        if not taxed_plans.isdisjoint({subscription.plan, *(change.plan for change in subscription.changes)}):
-            taxed.setdefault(account, number)
-        if first.setdefault(account, (number, subscription.cycle))[1] != subscription.cycle:
-            mixed.setdefault(account, number)
+    for account, paid in paid_subscriptions(catalog).items():
+        for number, subscription in paid:
+            if not taxed_plans.isdisjoint(subscription.plans):
+                taxed.setdefault(account, number)
+            if first.setdefault(account, (number, subscription.cycle))[1] != subscription.cycle:
+                mixed.setdefault(account, number)
     for number, commitment in enumerate(catalog.commitments):
         at: Place = ("commitments", number, "account")
         if commitment.account not in first:
@@ -189,3 +182,17 @@ def _cycles(catalog: Catalog) -> Iterator[Finding]:
         elif commitment.account in taxed:
             message = f"{commitment.account} has prices that include tax, and what a commitment promises is without it"
             yield Finding(at, message, ("subscriptions", taxed[commitment.account]))
+
+
+def _currencies(catalog: Catalog) -> Iterator[Finding]:
+    """Credit and promises in a currency in which their account gets no invoice, so that they would never be used."""
+    billed = billed_currencies(catalog)
+    for section in OWNED:
+        for number, record in enumerate(getattr(catalog, section)):
+            known = billed.get(record.account, {})
+            if known and record.currency not in known:
+                message = (
+                    f"is {record.currency}, but account {record.account} is billed in {', '.join(known)} alone, so it "
+                    "would never be used"
+                )
+                yield Finding((section, number, "currency"), message, next(iter(known.values())))

@@ -109,6 +109,10 @@ MISTAKES = [
     ("{maximum: '5'}", "{maxium: '5'} #!\n    ", "unknown key 'maxium', did you mean 'maximum'?"),
     ("recurs: monthly", "expires: 2025-01-01T00:00:00Z, recurs: monthly #!\n    ",
      "grant promo, expires: is 2025-01-01T00:00:00+00:00, it must be after 2026-01-01T00:00:00+00:00"),
+    ("amount: '100', currency: USD", "amount: '100', currency: EUR #!\n    ",
+     "commitment deal, currency: is EUR, but account acme is billed in USD alone, so it would never be used (line 13)"),
+    ("amount: '20', currency: USD", "amount: '20', currency: EUR #!\n    ",
+     "grant promo, currency: is EUR, but account acme is billed in USD alone, so it would never be used (line 13)"),
     ("commitments:", "  # more\ncommitments:\n  - {id: other, account: north, kind: minimum, amount: 1, currency: USD, "
      "start: 2026-01-01T00:00:00Z} #!", "commitment other, account: no account has the id 'north'"),
 ]  # fmt: skip
@@ -116,6 +120,30 @@ MISTAKES = [
 
 def test_a_good_catalog_has_no_problem(tmp_path: Path) -> None:
     assert problems(write(tmp_path, all=GOOD)) == []
+
+
+def test_credit_and_promises_may_be_in_any_currency_that_the_account_is_billed_in(tmp_path: Path) -> None:
+    euros = """\
+rate_cards:
+  - {id: euros, currency: EUR, versions: [{version: '1', effective_from: 2026-01-01T00:00:00Z,
+     prices: {seats: {model: fixed, amount: 5}}}]}
+plans:
+  - {id: seats, rate_card: euros, charges: [{id: seats}]}
+subscriptions:
+  - {id: s2, account: team, plan: seats, start: 2026-01-01T00:00:00Z}
+commitments:
+  - {id: more, account: acme, kind: minimum, amount: 9, currency: EUR, start: 2026-01-01T00:00:00Z}
+grants:
+  - {id: extra, account: acme, amount: 9, currency: EUR, effective_from: 2026-01-01T00:00:00Z}
+"""
+    assert problems(write(tmp_path, all=GOOD, euros=euros)) == []
+    cards_only = euros[: euros.index("subscriptions:")] + euros[euros.index("commitments:") :]
+    assert len(problems(write(tmp_path, all=GOOD, euros=cards_only))) == 2
+
+
+def test_a_grant_may_come_before_the_first_subscription(tmp_path: Path) -> None:
+    later = "accounts: [{id: north}]\ngrants: [{id: extra, account: north, amount: 9, currency: EUR, effective_from: "
+    assert problems(write(tmp_path, all=GOOD, later=later + "2026-01-01T00:00:00Z}]\n")) == []
 
 
 @pytest.mark.parametrize(("old", "new", "expected"), MISTAKES, ids=[message for _, _, message in MISTAKES])
