@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 from calendar import monthrange
-from datetime import UTC, date, datetime, timedelta
-from functools import cache
+from datetime import UTC, date, datetime, time, timedelta
+from functools import cache, lru_cache
 from importlib import resources
 from typing import NamedTuple
 from zoneinfo import ZoneInfo
@@ -15,6 +15,7 @@ CYCLE_PATTERN = r"^(weekly|monthly|quarterly|yearly|[1-9][0-9]{0,2} days)$"
 MAX_CYCLE_DAYS = 366
 # A Monday, and the first day of a month, a quarter and a year.
 FIRST_ANCHOR = date(1973, 1, 1)
+_SECOND = timedelta(seconds=1)
 
 
 class Calendar(NamedTuple):
@@ -86,6 +87,41 @@ def moved_on(instant: datetime, time_zone: str, *, months: int = 0, days: int = 
     day = min(local.day, monthrange(year, month + 1)[1])
     moved = local.replace(year=year, month=month + 1, day=day, tzinfo=None, fold=0) + timedelta(days=days)
     return moved.replace(tzinfo=zone_of(time_zone)).astimezone(UTC)
+
+
+def number_at(instant: datetime, calendar: Calendar) -> int:
+    """Which period of its calendar holds the instant."""
+    number = calendar.number_of(instant.astimezone(zone_of(calendar.time_zone)).date())
+    # The local date alone does not decide: after midnight a clock may be set back to the day before.
+    while instant < start_of(number, calendar):
+        number -= 1
+    while instant >= start_of(number + 1, calendar):
+        number += 1
+    return number
+
+
+@lru_cache(maxsize=1 << 16)
+def start_of(number: int, calendar: Calendar) -> datetime:
+    """The first instant of a period."""
+    return _first_instant(calendar.first_day(number), zone_of(calendar.time_zone))
+
+
+def _first_instant(day: date, zone: ZoneInfo) -> datetime:
+    """The first midnight of a local day; where there is none, the first instant after it."""
+    midnight = datetime.combine(day, time(), tzinfo=zone)
+    before = midnight.astimezone(UTC)  # fold=0: read with the offset in force before a clock change
+    after = midnight.replace(fold=1).astimezone(UTC)
+    if before <= after:  # one midnight, or two: the first
+        return before
+    # Midnight is skipped, by a change in (after, before]; on whole seconds, at most a day or so long.
+    low, high = after, before
+    while high - low > _SECOND:
+        middle = low + (high - low) // _SECOND // 2 * _SECOND
+        if middle.astimezone(zone).date() < day:
+            low = middle
+        else:
+            high = middle
+    return high
 
 
 @cache

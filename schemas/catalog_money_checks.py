@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from datetime import timedelta
 from decimal import Decimal
 
+from meterline.schemas.calendars import number_at, start_of
 from meterline.schemas.catalog import Catalog
 from meterline.schemas.catalog_findings import Finding, Place
 from meterline.schemas.catalog_money import Scope
@@ -52,6 +54,7 @@ def findings(catalog: Catalog, complete: bool) -> Iterator[Finding]:
         yield from _redemptions(catalog)
         yield from _cycles(catalog)
         yield from _currencies(catalog)
+        yield from _terms(catalog)
 
 
 def _amounts(catalog: Catalog) -> Iterator[Finding]:
@@ -196,3 +199,25 @@ def _currencies(catalog: Catalog) -> Iterator[Finding]:
                     "would never be used"
                 )
                 yield Finding((section, number, "currency"), message, next(iter(known.values())))
+
+
+def _terms(catalog: Catalog) -> Iterator[Finding]:
+    """Commitments that hold for no billing period, as none of their account starts in their term."""
+    paid = paid_subscriptions(catalog)
+    for number, one in enumerate(catalog.commitments):
+        if one.end is None:
+            continue
+        subscriptions = paid.get(one.account, ())
+        held = [place for place in subscriptions if place[1].covers_some_of(one.start, one.end)]
+        for place, subscription in held or subscriptions:
+            following = start_of(
+                number_at(one.start - timedelta(seconds=1), subscription.calendar) + 1, subscription.calendar
+            )
+            if following >= one.end:
+                message = (
+                    f"account {one.account} has no billing period that starts from {one.start.isoformat()} on and "
+                    f"before {one.end.isoformat()}, so it would never be billed: a commitment is for periods that "
+                    f"start in its term; let the term hold the start of one, the next is {following.isoformat()}"
+                )
+                yield Finding(("commitments", number, "end"), message, ("subscriptions", place))
+                break

@@ -113,6 +113,11 @@ MISTAKES = [
      "commitment deal, currency: is EUR, but account acme is billed in USD alone, so it would never be used (line 13)"),
     ("amount: '20', currency: USD", "amount: '20', currency: EUR #!\n    ",
      "grant promo, currency: is EUR, but account acme is billed in USD alone, so it would never be used (line 13)"),
+    ("start: 2026-01-01T00:00:00Z,\n     end: 2027-01-01T00:00:00Z, over", "start: 2026-03-02T00:00:00Z,\n    "
+     "end: 2026-04-01T00:00:00Z, #!\n    over",
+     "commitment deal, end: account acme has no billing period that starts from 2026-03-02T00:00:00+00:00 on and "
+     "before 2026-04-01T00:00:00+00:00, so it would never be billed: a commitment is for periods that start in its "
+     "term; let the term hold the start of one, the next is 2026-04-01T00:00:00+00:00 (line 41)"),
     ("commitments:", "  # more\ncommitments:\n  - {id: other, account: north, kind: minimum, amount: 1, currency: USD, "
      "start: 2026-01-01T00:00:00Z} #!", "commitment other, account: no account has the id 'north'"),
 ]  # fmt: skip
@@ -139,6 +144,28 @@ grants:
     assert problems(write(tmp_path, all=GOOD, euros=euros)) == []
     cards_only = euros[: euros.index("subscriptions:")] + euros[euros.index("commitments:") :]
     assert len(problems(write(tmp_path, all=GOOD, euros=cards_only))) == 2
+
+
+TERMS = [
+    ("monthly", "UTC", "2026-03-31T23:59:59Z", "2026-04-01T00:00:01Z", True),
+    ("monthly", "UTC", "2026-04-01T00:00:00Z", "2026-04-01T00:00:01Z", True),
+    ("monthly", "UTC", "2026-04-01T00:00:01Z", "2026-05-01T00:00:00Z", False),
+    ("monthly", "Europe/Berlin", "2026-03-31T22:00:00Z", "2026-03-31T22:00:01Z", True),
+    ("monthly", "Europe/Berlin", "2026-04-01T00:00:00Z", "2026-04-30T22:00:00Z", False),
+    ("weekly", "UTC", "2026-04-01T00:00:00Z", "2026-04-30T22:00:00Z", True),
+    ("yearly", "UTC", "2026-01-01T00:00:01Z", "2027-01-01T00:00:00Z", False),
+]
+
+
+@pytest.mark.parametrize(("cycle", "zone", "start", "end", "holds"), TERMS)
+def test_a_term_holds_at_least_one_start_of_a_billing_period(
+    tmp_path: Path, cycle: str, zone: str, start: str, end: str, holds: bool
+) -> None:
+    good = GOOD.replace("plan: basic, start", f"plan: basic, cycle: {cycle}, time_zone: {zone}, start")
+    term = "start: 2026-01-01T00:00:00Z,\n     end: 2027-01-01T00:00:00Z"
+    assert term in good
+    text = good.replace(term, f"start: {start}, end: {end}")
+    assert (problems(write(tmp_path, all=text)) == []) == holds
 
 
 def test_a_grant_may_come_before_the_first_subscription(tmp_path: Path) -> None:

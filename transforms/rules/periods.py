@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from datetime import UTC, date, datetime, time, timedelta
+from datetime import UTC, datetime, time, timedelta
 from functools import lru_cache
 from typing import NamedTuple
-from zoneinfo import ZoneInfo
 
-from meterline.schemas.calendars import MAX_CYCLE_DAYS, Calendar, longest_days, zone_of
+from meterline.schemas.calendars import MAX_CYCLE_DAYS, Calendar, longest_days, number_at, start_of, zone_of
 from meterline.transforms.rules.period_labels import cycle_of_label, days_of_label, label_of
 
 _HOUR = timedelta(hours=1)
-_SECOND = timedelta(seconds=1)
 _DAY = timedelta(days=1)
 
 
@@ -33,7 +31,7 @@ def billing_period(instant: datetime, calendar: Calendar) -> Period:
     Source: docs/rules.md, "Periods and windows".
     """
     assert instant.tzinfo is not None, f"{instant} has no time zone"
-    return _period(_number_of(instant, calendar), calendar)
+    return _period(number_at(instant, calendar), calendar)
 
 
 def billing_periods(start: datetime, end: datetime, calendar: Calendar) -> Iterator[Period]:
@@ -42,8 +40,8 @@ def billing_periods(start: datetime, end: datetime, calendar: Calendar) -> Itera
     assert end.tzinfo is not None, f"{end} has no time zone"
     if start >= end:
         return
-    first = _number_of(start, calendar)
-    last = _number_of(end - timedelta.resolution, calendar)
+    first = number_at(start, calendar)
+    last = number_at(end - timedelta.resolution, calendar)
     for number in range(first, last + 1):
         period = _period(number, calendar)
         if period.start < period.end:  # One that is a day which the clock skips is empty.
@@ -100,7 +98,7 @@ def local_days(start: datetime, end: datetime, time_zone: str) -> int:
     So of a day that lies partly in one stretch of time and partly in the next, the next has all: they add up.
     """
     days = Calendar(time_zone, "1 days")
-    return _number_of(end, days) - _number_of(start, days)
+    return number_at(end, days) - number_at(start, days)
 
 
 def usage_window(instant: datetime, period: Period) -> tuple[datetime, datetime]:
@@ -118,41 +116,7 @@ def local_time(instant: datetime, time_zone: str) -> datetime:
     return instant.astimezone(zone_of(time_zone))
 
 
-def _number_of(instant: datetime, calendar: Calendar) -> int:
-    """Which period of its calendar holds the instant."""
-    number = calendar.number_of(instant.astimezone(zone_of(calendar.time_zone)).date())
-    # The local date alone does not decide: after midnight a clock may be set back to the day before.
-    while instant < _start(number, calendar):
-        number -= 1
-    while instant >= _start(number + 1, calendar):
-        number += 1
-    return number
-
-
 @lru_cache(maxsize=1 << 16)
 def _period(number: int, calendar: Calendar) -> Period:
     label = label_of(calendar.first_day(number), calendar.cycle)
-    return Period(_start(number, calendar), _start(number + 1, calendar), label)
-
-
-@lru_cache(maxsize=1 << 16)
-def _start(number: int, calendar: Calendar) -> datetime:
-    return _first_instant(calendar.first_day(number), zone_of(calendar.time_zone))
-
-
-def _first_instant(day: date, zone: ZoneInfo) -> datetime:
-    """The first midnight of a local day; where there is none, the first instant after it."""
-    midnight = datetime.combine(day, time(), tzinfo=zone)
-    before = midnight.astimezone(UTC)  # fold=0: read with the offset in force before a clock change
-    after = midnight.replace(fold=1).astimezone(UTC)
-    if before <= after:  # one midnight, or two: the first
-        return before
-    # Midnight is skipped, by a change in (after, before]; on whole seconds, at most a day or so long.
-    low, high = after, before
-    while high - low > _SECOND:
-        middle = low + (high - low) // _SECOND // 2 * _SECOND
-        if middle.astimezone(zone).date() < day:
-            low = middle
-        else:
-            high = middle
-    return high
+    return Period(start_of(number, calendar), start_of(number + 1, calendar), label)
