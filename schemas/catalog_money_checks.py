@@ -47,6 +47,7 @@ def findings(catalog: Catalog, complete: bool) -> Iterator[Finding]:
     """Every mistake between records; where not `complete`, others may be missing."""
     yield from _amounts(catalog)
     yield from _tax_rates(catalog)
+    yield from _codes(catalog)
     if complete:
         yield from _charges(catalog)
         yield from _payers(catalog)
@@ -221,3 +222,13 @@ def _terms(catalog: Catalog) -> Iterator[Finding]:
                 )
                 yield Finding(("commitments", number, "end"), message, ("subscriptions", place))
                 break
+
+
+def _codes(catalog: Catalog) -> Iterator[Finding]:
+    """Coupons that share a code, so that it does not say which of them is redeemed."""
+    first: dict[str, tuple[int, str]] = {}
+    for number, one in enumerate(catalog.discounts):
+        if one.code is not None and first.setdefault(one.code, (number, one.id))[0] != number:
+            before, name = first[one.code]
+            message = f"discount {name} has the code {one.code!r} already, a code is for one coupon"
+            yield Finding(("discounts", number, "code"), message, ("discounts", before, "code"))

@@ -118,6 +118,8 @@ MISTAKES = [
      "commitment deal, end: account acme has no billing period that starts from 2026-03-02T00:00:00+00:00 on and "
      "before 2026-04-01T00:00:00+00:00, so it would never be billed: a commitment is for periods that start in its "
      "term; let the term hold the start of one, the next is 2026-04-01T00:00:00+00:00 (line 41)"),
+    ("redemptions:\n", "  - {id: bienvenue, percent: 5,\n    code: WELCOME} #!\nredemptions:\n",
+     "discount bienvenue, code: discount welcome has the code 'WELCOME' already, a code is for one coupon (line 44)"),
     ("commitments:", "  # more\ncommitments:\n  - {id: other, account: north, kind: minimum, amount: 1, currency: USD, "
      "start: 2026-01-01T00:00:00Z} #!", "commitment other, account: no account has the id 'north'"),
 ]  # fmt: skip
