@@ -65,6 +65,7 @@ from meterline.schemas.catalog_money import (
     Rollover,
     TaxRate,
 )
+from meterline.schemas.catalog_quotes import COMPARED, in_quotes
 from meterline.schemas.meters import Meter
 
 MAX_DEPTH = 32
@@ -575,7 +576,7 @@ def _wording(kind: str, node: _Node, error: ErrorDetails) -> str:
             hint = f": write '{came}'" if isinstance(node.value, _Unquoted) and "quotes" in expected else ""
             return f"{expected}{got}{came}{hint}" if got else message
         case "string_type" if isinstance(node.value, bool | int | _Unquoted):
-            return _quote_it(node)
+            return _quote_it(node, not set(COMPARED).isdisjoint(error["loc"]))
         case "enum" | "literal_error" | "union_tag_invalid":
             choices = re.findall("'([^']*)'", context["expected_tags" if kind == "union_tag_invalid" else "expected"])
             return f"expected one of {', '.join(choices)}, got {came}{_did_you_mean(node.value, choices)}"
@@ -594,13 +595,8 @@ def _wording(kind: str, node: _Node, error: ErrorDetails) -> str:
     return f"{_EXPECTED.get(kind, error['msg'])}, got {came}"
 
 
-def _quote_it(node: _Node) -> str:
-    match node.value:
-        case bool():
-            reads = str(node.value).lower()
-        case _:
-            reads = "a number"
-    return f"{node.written} must be in quotes, YAML reads it as {reads}: write '{node.written}'"
+def _quote_it(node: _Node, is_compared: bool = False) -> str:
+    return in_quotes(node.written, node.value if isinstance(node.value, bool) else None, is_compared)
 
 
 def _unknown_key(key: str, allowed: Iterable[str]) -> str:

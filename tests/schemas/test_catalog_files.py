@@ -131,7 +131,8 @@ MISTAKES = [
     ("    value: tokens\n", "    value: tokens\n    where: {code: 200} #!\n",
      "meter tokens, where, code: 200 must be in quotes, YAML reads it as a number: write '200'"),
     ("    value: tokens\n", "    value: tokens\n    where: {code: [ok, no]} #!\n",
-     "meter tokens, where, code, 2: no must be in quotes, YAML reads it as false: write 'no'"),
+     "meter tokens, where, code, 2: no must be in quotes, YAML reads it as false: write 'false' for the boolean, "
+     "or 'no' for a text"),
     ("    value: tokens\n", "    value: tokens\n    where_not: {code: []} #!\n",
      "meter tokens, where_not, code: expected at least one, got none"),
     ("    value: tokens\n", "    value: tokens\n    where: [code] #!\n",
@@ -242,7 +243,8 @@ MISTAKES = [
     (TOKENS_2, "tokens: {model: matrix, rows: [{when: {}, price: {model: dynamic}}]} #!",
      "price tokens, row 1, when: expected at least one, got none"),
     (TOKENS_2, "tokens: {model: matrix, rows: [{when: {a: yes}, price: {model: dynamic}}]} #!",
-     "price tokens, row 1, when, a: yes must be in quotes, YAML reads it as true: write 'yes'"),
+     "price tokens, row 1, when, a: yes must be in quotes, YAML reads it as true: write 'true' for the boolean, "
+     "or 'yes' for a text"),
     (TOKENS_2, "tokens: {model: matrix, rows: [{when: {a: x}, price: {model: fixed}}]} #!",
      "price tokens, row 1, price, model: expected one of per_unit, graduated, volume, stairstep, package, percentage, "
      "graduated_percentage, dynamic, got fixed"),
