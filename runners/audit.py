@@ -287,7 +287,8 @@ _LAWS: tuple[tuple[str, str, str], ...] = (
 )
 _ADJUSTMENTS = f"""
 SELECT invoice_id, invoices.tenant_id AS tenant_id, invoices.billing_account_id AS billing_account_id, period,
-       invoices.currency AS currency, sequence, kind, source, rate_card_version, dimensions, terms, amount
+       invoices.currency AS currency, sequence, kind, source, charge_id, rate_card_version, dimensions, terms,
+       amount
 FROM (SELECT * FROM invoice_lines FINAL WHERE kind != 'charge') AS lines
 INNER JOIN {_INVOICES} AS invoices USING (invoice_id)
 ORDER BY tenant_id, billing_account_id, period, currency, sequence, invoice_id, line_number

@@ -22,7 +22,7 @@ class Adjustment:
 
     @property
     def holds(self) -> bool:
-        if not self.terms:  # It applies no more: all that was billed is given back.
+        if not self.terms:  # It applies no more, or two sides of it cancel out: nothing is left of what was billed.
             return self.amount == 0
         terms = json.loads(self.terms)
         return self.amount in _amounts(self.row["kind"], terms, self.row["currency"])
@@ -34,15 +34,28 @@ def adjustments(rows: Sequence[dict[str, Any]]) -> Iterator[Adjustment]:
     An invoice without lines of a source left it as it was, so its terms are those of the last lines that it has.
     """
     groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    mirrored: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for row in rows:
-        names = ("tenant_id", "billing_account_id", "period", "currency", "kind", "source")
-        own = (row["rate_card_version"], str(row["dimensions"])) if row["kind"] == "tax" else ()
-        # What is taken out of charges mirrors the line that shows the tax, both add up to 0.
-        if row["kind"] != "included_tax":
-            groups.setdefault((*(row[name] for name in names), *own), []).append(row)
+        name = tuple(row[column] for column in _NAMES)
+        if row["kind"] == "included_tax":
+            mirrored.setdefault(name, []).append(row)
+        if row["kind"] in ("tax", "included_tax"):
+            name = (*name, row["rate_card_version"], str(row["dimensions"]))
+        if row["kind"] != "included_tax" or not row["charge_id"]:
+            groups.setdefault(name, []).append(row)
     for lines in groups.values():
         last = lines[-1]
-        yield Adjustment(last, sum((line["amount"] for line in lines), Decimal(0)), last["terms"])
+        yield Adjustment(last, _sum(lines), last["terms"])
+    # What a tax takes out of the charges that include it mirrors the lines that show it: nothing is left.
+    for lines in mirrored.values():
+        yield Adjustment(lines[-1], _sum(lines), "")
+
+
+_NAMES = ("tenant_id", "billing_account_id", "period", "currency", "kind", "source")
+
+
+def _sum(lines: Sequence[dict[str, Any]]) -> Decimal:
+    return sum((line["amount"] for line in lines), Decimal(0))
 
 
 def _amounts(kind: str, terms: dict[str, Any], currency: str) -> list[Decimal]:
@@ -59,6 +72,8 @@ def _amounts(kind: str, terms: dict[str, Any], currency: str) -> list[Decimal]:
             return _rounded(-min(exact["of"], exact["available"]), currency)
         case "true_up":
             return _rounded(max(exact["amount"] - exact["spent"], Fraction(0)), currency)
+        case "included_tax":
+            return _rounded(exact["of"] * exact["percent"] / (100 + exact["included_percent"]), currency)
         case "overage":
             more = exact["factor"] - 1
             due = [
@@ -69,9 +84,10 @@ def _amounts(kind: str, terms: dict[str, Any], currency: str) -> list[Decimal]:
 
 
 def _rounded(exact: Fraction, currency: str) -> list[Decimal]:
-    """To the minor unit: half even, and half up."""
+    """To the minor unit: half even, and half up (away from zero)."""
     unit = 10 ** minor_units(currency)
-    units, rest = divmod(exact * unit, 1)
+    units, rest = divmod(abs(exact) * unit, 1)
     up = {ROUND_HALF_EVEN: rest > Fraction(1, 2) or (rest == Fraction(1, 2) and units % 2 == 1),
           ROUND_HALF_UP: rest >= Fraction(1, 2)}  # fmt: skip
-    return [Decimal(units + one) / unit for one in up.values()]
+    sign = -1 if exact < 0 else 1
+    return [Decimal(sign * (units + one)) / unit for one in up.values()]

@@ -13,6 +13,7 @@ from rich.console import Console
 
 from meterline.pipelines.invoice_accounts import Options
 from meterline.runners.audit import audit
+from meterline.runners.audit_adjustments import Adjustment
 from meterline.runners.explain import explain
 from meterline.runners.explain_tree import render
 from meterline.runners.invoices import invoices_of, lines_of
@@ -79,6 +80,16 @@ def event(id: str, subject: str, tokens: int, model: str = "large", month: int =
 def catalog(tmp_path_factory: pytest.TempPathFactory) -> Catalog:
     folder = tmp_path_factory.mktemp("catalog")
     (folder / "all.yaml").write_text(CATALOG)
+    return load_catalog(folder)
+
+
+@pytest.fixture(scope="module")
+def including(tmp_path_factory: pytest.TempPathFactory) -> Catalog:
+    """The same with prices that include tax."""
+    folder = tmp_path_factory.mktemp("including")
+    (folder / "all.yaml").write_text(
+        CATALOG.replace("currency: EUR\n    v", "currency: EUR\n    prices_include_tax: true\n    v")
+    )
     return load_catalog(folder)
 
 
@@ -178,6 +189,60 @@ def test_the_audit_finds_an_adjustment_that_is_wrong(
     assert broken(database, catalog) == []
     clickhouse.connect(database).command(f"INSERT INTO invoice_lines {sql}")
     assert any(law in one for one in broken(database, catalog))
+
+
+INCLUDED = (
+    "SELECT * REPLACE (amount {} AS amount) FROM invoice_lines FINAL WHERE source = '{}' AND charge_id {} LIMIT 1"
+)
+
+
+@pytest.mark.parametrize("amount", ["- 0.01", "+ 0.01"])
+@pytest.mark.parametrize("source", ["vat", "vat-saas"])
+@pytest.mark.parametrize("charges", ["= ''", "!= ''"], ids=["that is shown", "that is taken out of a charge"])
+def test_the_audit_finds_an_included_tax_that_is_wrong(
+    amount: str, source: str, charges: str, database: str, including: Catalog, tmp_path: Path
+) -> None:
+    rate(database, including, tmp_path, event("1", "red", 1000), event("2", "north-blue", 777, "small"))
+    lines = issue(database, including)
+    shown = {what: paid for kind, what, paid, _ in lines if kind == "included_tax" and ": " not in what}
+    # 28.20 · 19 / 119 of the fee, and 50.05 · 7 / 107 of tokens.
+    assert shown == {"VAT": Decimal("4.50"), "Reduced VAT": Decimal("3.27")}
+    assert broken(database, including) == []
+    clickhouse.connect(database).command(f"INSERT INTO invoice_lines {INCLUDED.format(amount, source, charges)}")
+    assert any("recompute from" in law for law in broken(database, including))
+
+
+def test_the_audit_holds_where_an_included_tax_has_another_rate_than_was_billed(
+    database: str, including: Catalog, tmp_path: Path
+) -> None:
+    rate(database, including, tmp_path, event("1", "red", 1000))
+    issue(database, including)
+    named = {name: getattr(including, name) for name in Catalog.model_fields}
+    rates = [one.model_dump() for one in including.tax_rates]
+    rates[0]["rates"] = [{"effective_from": "2026-01-15T00:00:00Z", "percent": "20"}]
+    other = Catalog.model_validate({**named, "tax_rates": rates})
+    assert {line[1] for line in issue(database, other)} == {"VAT", "VAT: Fee"}
+    assert broken(database, other) == []
+
+
+@pytest.mark.parametrize(
+    ("of", "amount", "holds"),
+    [
+        ("0.10", "0.00", True),  # 0.005, half even
+        ("0.10", "0.01", True),  # half up
+        ("-0.10", "-0.01", True),  # half up is away from zero
+        ("-0.10", "0.00", True),
+        ("-0.10", "0.01", False),
+        ("-0.30", "-0.02", True),  # both
+        ("-0.30", "-0.01", False),
+        ("0.50", "0.02", True),  # 0.025, half even
+        ("0.50", "0.03", True),
+        ("0.50", "0.04", False),
+    ],
+)
+def test_either_way_of_rounding_holds(of: str, amount: str, holds: bool) -> None:
+    row = {"kind": "tax", "currency": "EUR"}
+    assert Adjustment(row, Decimal(amount), json.dumps({"of": of, "percent": "5"})).holds == holds
 
 
 def test_a_coupon_ends_after_its_periods(database: str, catalog: Catalog, tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from meterline.transforms.rules.money import RoundingMode
 STEPS: tuple[Step, ...] = (discounts, commitments, credits, taxes)
 """From charges to what is to be paid, in this order."""
 _NOTHING = Target(Decimal(0), Decimal(0), Decimal(0))
+_OF_RATES = ("tax", "included_tax")  # A source has several, each with terms of its own.
 _ORDER = ("charge", "discount", *COMMITMENT_KINDS, "credit", "included_tax", "tax")
 
 
@@ -65,7 +66,7 @@ def next_invoice(
     """
     targets = targets_of(statement, book, rounding, ended, made_at)
     # A line that is given back is of a discount that others may still have: it says what that comes to now.
-    terms = {(one.kind, one.source): target.terms for one, target in targets.items() if one.kind != "tax"}
+    terms = {(one.kind, one.source): target.terms for one, target in targets.items() if one.kind not in _OF_RATES}
     lines = []
     # What was billed before the period closed is no first bill of it.
     opened = any(one.kind == "charge" and not is_in_advance(one.key, book) for one in statement.posted)
