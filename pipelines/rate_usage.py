@@ -55,7 +55,7 @@ class Options:
       clickhouse: URL of the database.
       received_time: The run's `--now`, microseconds since 1970: what counts as the future does not depend on a clock.
       horizon: Oldest accepted age of an event; none for no bound (files).
-      shards: Keys that deduplication is spread over.
+      shards: Keys that deduplication is spread over; rating in streams over 16 times as many.
       has_archive: Whether the database may hold events of earlier runs. Where it surely does not, nobody asks it.
       source: What yields blocks and rejects in place of files.
       streaming: Whether it does so without end.
@@ -101,7 +101,7 @@ def build(pipeline: beam.Pipeline, options: Options) -> None:
         options.archive if options.has_archive else None, options.shards, options.keep
     )
     fresh = deduplicated.events | "Meter" >> MeterUsage(catalog)
-    rated = (fresh, *archived) | "Usage" >> beam.Flatten() | "Rate" >> RateUsage(catalog, options.keep)
+    rated = (fresh, *archived) | "Usage" >> beam.Flatten() | "Rate" >> RateUsage(catalog, options.keep, options.shards)
 
     # An archived event must never name a rating key that is not stored, nor one be archived that voids in vain.
     event_rows = partial(usage_event_rows, run_id=options.run_id)

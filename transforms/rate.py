@@ -8,18 +8,22 @@ from datetime import timedelta
 from typing import Any, NamedTuple
 
 import apache_beam as beam
+import msgspec
+import xxhash
 from apache_beam.coders import BytesCoder
 from apache_beam.metrics import Metrics
 from apache_beam.transforms.timeutil import TimeDomain
-from apache_beam.transforms.userstate import BagStateSpec, ReadModifyWriteStateSpec, TimerSpec, on_timer
-from apache_beam.transforms.window import GlobalWindows
+from apache_beam.transforms.userstate import BagStateSpec, TimerSpec, on_timer
+from apache_beam.transforms.window import GlobalWindow, GlobalWindows
 from apache_beam.typehints.decorators import no_annotations
 from apache_beam.utils.timestamp import Duration, Timestamp
+from apache_beam.utils.windowed_value import WindowedValue
 
 from meterline.schemas.event import Reason
 from meterline.schemas.meters import Aggregation
 from meterline.schemas.records import LineItem, RatingKey, Reject
 from meterline.transforms.catalogs import Catalogs, meters_of
+from meterline.transforms.logs import Bag, Log, Value
 from meterline.transforms.meter import Pane, UsageByCell
 from meterline.transforms.rules.aggregation import FOLDED, add, cumulative
 from meterline.transforms.rules.attribution import Priced, directory
@@ -33,42 +37,107 @@ class Rated(NamedTuple):
     rejects: beam.PCollection[Reject]
 
 
+# Rating keys share the state of so many keys of Beam for each shard of `deduplicate`.
+_SHARDS = 16
+
+
 @dataclass
 class RateUsage(beam.PTransform):
     """Price each key's usage; a pane re-emits the cells that changed, or were not written, and all after them.
 
+    Over files all usage of a key comes at once. In a stream it is what a bundle of `meter` has of it: to wait for more
+    is a step with state of its own (docs/decisions/0015-a-stream-rates-by-bundle.md).
+
     Args:
       keep: How long after its end a billing period may get usage; none where input is bounded, and each key comes once.
+      shards: Of a stream: those of `deduplicate`.
     """
 
     catalog: beam.pvalue.AsSingleton
     keep: timedelta | None = None
+    shards: int = 1
 
     @no_annotations
     def expand(self, usage: beam.PCollection[tuple[bytes, bytes]]) -> Rated:
-        rate = beam.ParDo(_RateFn(self.keep), self.catalog).with_outputs("rejects", main="line_items")
-        rated = usage | "Collect" >> CollectPanes(is_bounded=self.keep is None) | "Rate" >> rate
+        if self.keep is None:
+            rated = usage | "ByKey" >> beam.GroupByKey() | "Rate" >> self._step(_RateFn())
+        else:
+            sharding = beam.ParDo(_ShardFn(self.shards * _SHARDS)).with_output_types(tuple[bytes, bytes])
+            rated = usage | "ByShard" >> sharding | "RateShards" >> self._step(_RateShardFn(self.keep))
         forever = (rated[name] | f"Forever_{name}" >> beam.WindowInto(GlobalWindows()) for name in Rated._fields)
         return Rated(*forever)
 
-
-@dataclass
-class CollectPanes(beam.PTransform):
-    """All usage of a key at once where input is bounded. Where it is not, what a bundle of `meter` has of it: to wait
-    for more is a step with state of its own (docs/decisions/0015-a-stream-rates-by-bundle.md).
-    """
-
-    is_bounded: bool
-
-    @no_annotations
-    def expand(self, usage: beam.PCollection[tuple[bytes, bytes]]) -> beam.PCollection[tuple[bytes, Iterable[bytes]]]:
-        if self.is_bounded:
-            return usage | "ByKey" >> beam.GroupByKey()
-        return usage | "Alone" >> beam.Map(_alone).with_output_types(tuple[bytes, Iterable[bytes]])
+    def _step(self, rate: beam.DoFn) -> Any:
+        return beam.ParDo(rate, self.catalog).with_outputs("rejects", main="line_items")
 
 
-def _alone(keyed: tuple[bytes, bytes]) -> tuple[bytes, list[bytes]]:
-    return keyed[0], [keyed[1]]
+class _RateFn(beam.DoFn):
+    """Rate keys whose usage is all there."""
+
+    def __init__(self) -> None:
+        self._rater = Rater()
+
+    def process(self, keyed: tuple[bytes, Iterable[bytes]], catalogs: Catalogs) -> Iterator[Any]:
+        return self._rater.rate(keyed, catalogs)
+
+
+class _ShardFn(beam.DoFn):
+    """What a bundle has of the rating keys of each shard and end of a billing period, in one element."""
+
+    def __init__(self, shards: int) -> None:
+        self._shards = shards
+
+    def start_bundle(self) -> None:
+        self._held: dict[bytes, list[tuple[bytes, bytes]]] = {}
+
+    def process(self, keyed: tuple[bytes, bytes]) -> None:
+        end = int(RatingKey.parse(keyed[0].decode()).period_end.timestamp())
+        shard = xxhash.xxh3_64_intdigest(keyed[0]) % self._shards
+        self._held.setdefault(b"%d/%d" % (shard, end), []).append(keyed)
+
+    def finish_bundle(self) -> Iterator[WindowedValue]:
+        window = GlobalWindow()
+        for shard, panes in self._held.items():
+            yield WindowedValue((shard, msgspec.msgpack.encode(panes)), window.start, (window,))
+
+
+class _RateShardFn(beam.DoFn):
+    """State, per shard and end of a billing period: what `Rater` keeps of each rating key, in two logs."""
+
+    HOT = BagStateSpec("hot", BytesCoder())
+    COLD = BagStateSpec("cold", BytesCoder())
+    OVER = TimerSpec("over", TimeDomain.WATERMARK)
+
+    def __init__(self, keep: timedelta) -> None:
+        self._rater = Rater(keep)
+
+    def process(
+        self,
+        keyed: tuple[bytes, bytes],
+        catalogs: Catalogs,
+        hot: Any = beam.DoFn.StateParam(HOT),
+        cold: Any = beam.DoFn.StateParam(COLD),
+        over: Any = beam.DoFn.TimerParam(OVER),
+    ) -> Iterator[Any]:
+        of_key: dict[bytes, list[bytes]] = {}
+        for text, packed in msgspec.msgpack.decode(keyed[1]):
+            of_key.setdefault(text, []).append(packed)
+        hots, colds = Log(hot), Log(cold)
+        for text, panes in of_key.items():
+            yield from self._rater.rate((text, panes), catalogs, Value(hots, text), Bag(colds, text), over)
+        # Whatever is laid apart, what is at hand changes with it: one number does for both.
+        number = hots.next_number
+        hots.write(number)
+        colds.write(number)
+
+    @on_timer(OVER)
+    def forget(
+        self,
+        hot: Any = beam.DoFn.StateParam(HOT),
+        cold: Any = beam.DoFn.StateParam(COLD),
+    ) -> None:
+        hot.clear()
+        cold.clear()
 
 
 # Cells of a state that each pane reads and writes, which is most of what it costs: those of the last hours, and so many
@@ -77,33 +146,35 @@ _HOT_SECONDS = 2 * 3_600
 _HOT_CELLS = 8
 
 
-class _RateFn(beam.DoFn):
-    """State, per rating key: its usage by cell. Of a long period the old cells lie apart, and a pane reads only what
-    they add up to, unless late usage is for them.
+class Rater:
+    """Rates the usage of a key, and of a stream keeps it, by cell. Of a long period the old cells lie apart, and a pane
+    reads only what they add up to, unless late usage is for them.
 
     Args:
-      keep: How long after its end a billing period may get usage; none where the state ends with the run.
+      keep: How long after its end a billing period may get usage; none where nothing is kept.
     """
-
-    HOT = ReadModifyWriteStateSpec("usage", BytesCoder())
-    COLD = BagStateSpec("cold", BytesCoder())
-    OVER = TimerSpec("over", TimeDomain.WATERMARK)
 
     def __init__(self, keep: timedelta | None = None) -> None:
         self._keep = keep
 
-    def process(
+    def rate(
         self,
         keyed: tuple[bytes, Iterable[bytes]],
         catalogs: Catalogs,
-        hot: Any = beam.DoFn.StateParam(HOT),
-        cold: Any = beam.DoFn.StateParam(COLD),
-        over: Any = beam.DoFn.TimerParam(OVER),
+        hot: Any = None,
+        cold: Any = None,
+        over: Any = None,
     ) -> Iterator[Any]:
+        """Line items, and rejects.
+
+        Args:
+          hot, cold: State of the rating key: a cell that holds a value, and a bag.
+          over: A timer, at which both may go.
+        """
         text, packed = keyed
         key = RatingKey.parse(text.decode())
         aggregation, priced = _terms(key, catalogs)
-        stored = hot.read()
+        stored = hot.read() if self._keep is not None else None
         usage, first, has_cold = Pane.unpacked(aggregation, stored) if stored else Pane({})
         panes = [Pane.unpacked(aggregation, one) for one in packed]
         if has_cold and _reaches_back(panes, usage):
@@ -142,15 +213,6 @@ class _RateFn(beam.DoFn):
             return
         Metrics.counter("rate", "line_items").inc(len(items))
         yield from items
-
-    @on_timer(OVER)
-    def forget(
-        self,
-        hot: Any = beam.DoFn.StateParam(HOT),
-        cold: Any = beam.DoFn.StateParam(COLD),
-    ) -> None:
-        hot.clear()
-        cold.clear()
 
 
 def _terms(key: RatingKey, catalogs: Catalogs) -> tuple[Aggregation, Priced | None]:

@@ -6,14 +6,13 @@ import gzip
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Any
 
-import apache_beam as beam
 import pytest
 import zstandard
 
@@ -155,19 +154,21 @@ def _treated(how: Treatment) -> Iterator[None]:
         if how.panes_apart:
             patch.setattr(meter, "_MAX_CELLS", 0)
             patch.setattr(meter, "_HELD_SLOTS", 0)
-            patch.setattr(rate.CollectPanes, "expand", _each_apart)
-            # The class stays: one of another name would be pickled with all it calls, and planted defects not be seen.
-            patch.setattr(rate._RateFn, "__init__", _keeping)
+            # The classes stay: one of another name would be pickled with all it calls, and planted defects not be seen.
+            patch.setattr(rate.RateUsage, "expand", _keeping(rate.RateUsage.expand))
+            patch.setattr(rate._ShardFn, "process", _each_apart(rate._ShardFn.process))
         yield
 
 
-def _each_apart(self: rate.CollectPanes, usage: Any) -> Any:
-    return usage | "Apart" >> beam.Map(_alone).with_output_types(tuple[bytes, Any])
+def _keeping(expand: Any) -> Any:
+    return lambda self, usage: expand(replace(self, keep=timedelta(days=1)), usage)
 
 
-def _keeping(self: rate._RateFn, keep: timedelta | None = None) -> None:
-    self._keep = timedelta(days=1)
+def _each_apart(process: Any) -> Any:
+    def alone(self: rate._ShardFn, keyed: tuple[bytes, bytes]) -> list[tuple[bytes, bytes]]:
+        process(self, keyed)
+        held = [element.value for element in self.finish_bundle()]
+        self.start_bundle()
+        return held
 
-
-def _alone(keyed: tuple[bytes, bytes]) -> tuple[bytes, list[bytes]]:
-    return keyed[0], [keyed[1]]
+    return alone

@@ -86,22 +86,6 @@ def declared_windowing(keep: timedelta | None) -> Windowing:
     return Windowing(windowing.windowfn, windowing.allowed_lateness.micros / 1e6)
 
 
-class _Cell:
-    """A cell of keyed state that holds a value."""
-
-    def __init__(self, cells: MutableMapping[Any, bytes], key: Any) -> None:
-        self._cells, self._key = cells, key
-
-    def read(self) -> bytes | None:
-        return self._cells.get(self._key)
-
-    def write(self, value: bytes) -> None:
-        self._cells[self._key] = value
-
-    def clear(self) -> None:
-        self._cells.pop(self._key, None)
-
-
 class _Timer:
     """A timer on the watermark, in microseconds."""
 
@@ -147,7 +131,7 @@ class State:
 
     seen: dict[SeenKey, tuple[bytes, ...]] = field(default_factory=dict)
     touched: dict[bytes, tuple[bytes, ...]] = field(default_factory=dict)
-    hot: dict[bytes, bytes] = field(default_factory=dict)
+    hot: dict[bytes, tuple[bytes, ...]] = field(default_factory=dict)
     cold: dict[bytes, tuple[bytes, ...]] = field(default_factory=dict)
     touched_until: dict[bytes, int] = field(default_factory=dict)
     rated_until: dict[bytes, int] = field(default_factory=dict)
@@ -172,7 +156,8 @@ class Worker:
         self._recall_anew = recall._RecallFn(all, anew=True)
         self._deduplicate = deduplicate._DeduplicateFn(mine, job.shards)
         self._meter = meter._MeterFn()
-        self._rate = rate._RateFn(job.keep)
+        self._sharding = rate._ShardFn(job.shards)
+        self._rate = rate._RateFn() if job.keep is None else rate._RateShardFn(job.keep)
         keys_first = {"rating_keys": write.NewRatingKeys(), "voids": write.void_rows}
         event_rows = partial(write.usage_event_rows, run_id=job.run_id)
         self._archive = write._InsertFn(job.url, {**keys_first, "usage_events": event_rows})
@@ -237,14 +222,24 @@ class Worker:
 
     def rate(self, panes: Iterable[tuple[bytes, list[bytes]]], state: State) -> None:
         """rate, and the insert of line items."""
-        self._start(self._rate, self._items, self._rejects)
-        for pane in panes:
-            key = pane[0]
-            cells = _Cell(state.hot, key), _Bag(state.cold, key), _Timer(state.rated_until, key)
-            for item in self._main(self._rate.process(pane, self._job.catalog, *cells)):
-                self._items.process(item)
+        self._start(self._sharding, self._rate, self._items, self._rejects)
+        if self._job.keep is None:
+            items = [item for pane in panes for item in self._main(self._rate.process(pane, self._job.catalog))]
+        else:
+            items = list(self._rate_shards(panes, state))
+        for item in items:
+            self._items.process(item)
         self._finish(self._items)
         self._finish(self._rejects)
+
+    def _rate_shards(self, panes: Iterable[tuple[bytes, list[bytes]]], state: State) -> Iterator[Any]:
+        for text, packed in panes:
+            for one in packed:
+                self._sharding.process((text, one))
+        for keyed in self._finish(self._sharding):
+            shard = keyed.value[0]
+            cells = _Bag(state.hot, shard), _Bag(state.cold, shard), _Timer(state.rated_until, shard)
+            yield from self._main(self._rate.process(keyed.value, self._job.catalog, *cells))
 
     def advance(self, watermark: int, state: State) -> None:
         """Let the timers up to the watermark fire."""
@@ -253,7 +248,7 @@ class Worker:
             self._first_touch.forget(_Bag(state.touched, key))
         for key in [key for key, time in state.rated_until.items() if time <= watermark]:
             del state.rated_until[key]
-            self._rate.forget(_Cell(state.hot, key), _Bag(state.cold, key))
+            self._rate.forget(_Bag(state.hot, key), _Bag(state.cold, key))
         for seen in [key for key in state.seen if self._job.windowing.has_ended(key[1], watermark)]:
             del state.seen[seen]
 

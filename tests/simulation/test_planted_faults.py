@@ -33,16 +33,18 @@ ItemsBefore = dict[tuple[int, str], LineItem]
 
 def _change_items(patch: pytest.MonkeyPatch, change: Callable[[LineItem, LineItem | None], LineItem | None]) -> None:
     """Pass on of each line item what `change` makes of it and of the one that the state before would have given."""
-    process = rate._RateFn.process
+    process = rate.Rater.rate
 
-    def changed(self: Any, keyed: Any, catalog: Any, hot: Any, cold: Any, over: Any) -> Iterator[Any]:
-        before = _items(keyed[0], catalog, [*filter(None, [hot.read()]), *cold.read()])
+    def changed(
+        self: Any, keyed: Any, catalog: Any, hot: Any = None, cold: Any = None, over: Any = None
+    ) -> Iterator[Any]:
+        before = _items(keyed[0], catalog, [*filter(None, [hot.read()]), *cold.read()] if hot else [])
         for output in process(self, keyed, catalog, hot, cold, over):
             told = change(output, before.get((output.window_start, output.account_id)))
             if told is not None:
                 yield told
 
-    patch.setattr(rate._RateFn, "process", changed)
+    patch.setattr(rate.Rater, "rate", changed)
 
 
 def _items(text: bytes, catalog: Any, stored: list[bytes]) -> ItemsBefore:
@@ -196,8 +198,8 @@ def first_touch_forgotten_at_the_end_of_the_period(patch: pytest.MonkeyPatch) ->
 
 
 def usage_forgotten_at_the_end_of_the_period(patch: pytest.MonkeyPatch) -> None:
-    init = rate._RateFn.__init__
-    patch.setattr(rate._RateFn, "__init__", lambda self, keep: init(self, keep and timedelta(0)))
+    init = rate.Rater.__init__
+    patch.setattr(rate.Rater, "__init__", lambda self, keep=None: init(self, keep and timedelta(0)))
 
 
 def recalled_folded_by_streams(patch: pytest.MonkeyPatch) -> None:

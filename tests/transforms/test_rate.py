@@ -9,6 +9,7 @@ from decimal import Decimal
 from typing import Any, NamedTuple
 
 import apache_beam as beam
+import msgspec
 import pytest
 from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.testing.test_pipeline import TestPipeline as InProcess
@@ -23,7 +24,7 @@ from meterline.schemas.meters import Aggregation
 from meterline.schemas.records import LineItem, RatingKey, Reject
 from meterline.transforms import rate
 from meterline.transforms.meter import Pane
-from meterline.transforms.rate import RateUsage, _RateFn
+from meterline.transforms.rate import Rater, RateUsage
 from meterline.transforms.rules.aggregation import FOLDED, Cell, Usage, add, merge, scaled, voided
 from meterline.transforms.rules.attribution import directory
 from meterline.transforms.rules.gauges import Stretch
@@ -90,11 +91,11 @@ class Key:
     def __init__(self, catalog: Catalog, text: str) -> None:
         self._catalog, self._text = catalog, text
         self.hot, self.cold, self.over = batches.Cell(), batches.Bag(), batches.Timer()
-        self.stage = _RateFn(KEEP)
+        self.rater = Rater(KEEP)
 
     def gets(self, packed: Iterable[bytes]) -> list[Any]:
         keyed = self._text.encode(), packed
-        return list(self.stage.process(keyed, self._catalog, self.hot, self.cold, self.over))
+        return list(self.rater.rate(keyed, self._catalog, self.hot, self.cold, self.over))
 
 
 @contextmanager
@@ -340,15 +341,44 @@ def test_state_ends_some_time_after_its_period(catalog: Catalog) -> None:
         key.over.time = None
         key.gets([pane])
         assert key.over.time is None, "a timer that is set already stays"
-        key.stage.forget(key.hot, key.cold)
-        assert (key.hot.value, key.cold.values) == (None, [])
-        key.gets([pane])
-        assert key.over.time is not None
+
+
+def test_rating_keys_share_the_state_of_a_shard_until_it_ends(catalog: Catalog) -> None:
+    """Each is rated as if it were alone, whatever came with it."""
+    hot, cold, over, stage = batches.Bag(), batches.Bag(), batches.Timer(), rate._RateShardFn(KEEP)
+    texts = [key_text("sum", region) for region in ("eu", "us")]
+    alone = [Key(catalog, text) for text in texts]
+    usage = Usage(1, scaled(Decimal(4)))
+    with few_hot_cells(2, 1):
+        for hour in (*range(30), 3, 31, 0):
+            pane = Pane({cell(hour): usage}, cell(hour)).packed(Aggregation.SUM)
+            came = [(text.encode(), pane) for text in texts[: 1 + hour % 2]]
+            rows = list(stage.process((b"0", msgspec.msgpack.encode(came)), catalog, hot, cold, over))
+            assert rows == [row for key in alone[: len(came)] for row in key.gets([pane])]
+            hot.values.reverse()  # A bag has no order.
+            cold.values.reverse()
+    assert over.time.to_utc_datetime(has_tz=True) == PERIOD_END + KEEP
+    assert hot.values
+    assert cold.values
+    stage.forget(hot, cold)
+    assert (hot.values, cold.values) == ([], [])
+
+
+def test_the_panes_of_a_bundle_go_to_the_shards_of_their_keys_and_periods() -> None:
+    stage = rate._ShardFn(2)
+    stage.start_bundle()
+    pairs = [(key_text("sum", f"r{number}").encode(), b"pane") for number in range(40)]
+    for pair in [*pairs, *pairs]:
+        stage.process(pair)
+    made = {element.value[0]: msgspec.msgpack.decode(element.value[1]) for element in stage.finish_bundle()}
+    end = int(PERIOD_END.timestamp())
+    assert sorted(made) == [b"0/%d" % end, b"1/%d" % end]
+    assert sorted(tuple(pair) for some in made.values() for pair in some) == sorted([*pairs, *pairs])
 
 
 def test_a_run_with_an_end_keeps_no_state(catalog: Catalog) -> None:
     key = Key(catalog, key_text("sum"))
-    key.stage = _RateFn()
+    key.rater = Rater()
     assert len(key.gets([Pane({cell(1): Usage(1, 4)}, cell(1)).packed(Aggregation.SUM)])) == 1
     assert (key.hot.value, key.cold.values, key.over.time) == (None, [], None)
 
