@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from datetime import timedelta
 from decimal import Decimal
 
+from meterline.schemas import catalog_plan_checks
 from meterline.schemas.calendars import number_at, start_of
 from meterline.schemas.catalog import Catalog
 from meterline.schemas.catalog_findings import Finding, Place
@@ -56,6 +57,7 @@ def findings(catalog: Catalog, complete: bool) -> Iterator[Finding]:
         yield from _cycles(catalog)
         yield from _currencies(catalog)
         yield from _terms(catalog)
+        yield from catalog_plan_checks.findings(catalog)
 
 
 def _amounts(catalog: Catalog) -> Iterator[Finding]:

@@ -117,6 +117,33 @@ def test_the_price_in_force_and_its_name(contract: dict[str, Any], instant: str,
         assert segment(known, edge.isoformat()[:19]) == found
 
 
+MOVE = {"name": "move", "at": "2026-06-10T12:00:00Z", "plan": "plus"}
+CARRIED = {"tiers_at_change": "carry_over"}
+OWN = {"prices": {"calls": per_unit("0.9")}}
+TRIAL = {"trial": {"until": "2026-06-10T12:00:00Z"}}
+
+
+@pytest.mark.parametrize(
+    ("contract", "month", "name", "plan"),
+    [
+        pytest.param({"changes": [MOVE]}, 6, "v1", "basic", id="a version of its own plan"),
+        pytest.param({"changes": [MOVE]}, 6, "plus/v1", "plus", id="of another"),
+        pytest.param({"changes": [MOVE], **CARRIED}, 6, "carried:", "basic", id="the first of the period"),
+        pytest.param({"changes": [MOVE], **CARRIED}, 7, "carried:", "plus", id="of the next period"),
+        pytest.param({"plan": "bare", "changes": [MOVE], **CARRIED}, 6, "carried:", "plus", id="that has the charge"),
+        pytest.param({"changes": [MOVE], **CARRIED, **TRIAL}, 6, "carried:", "plus", id="outside of a trial"),
+        pytest.param({"changes": [MOVE], **CARRIED, **TRIAL}, 6, "trial:carried:", "basic", id="in the trial"),
+        pytest.param({"changes": [MOVE], **OWN}, 6, "contract:start", "basic", id="an own price"),
+        pytest.param({"changes": [MOVE], **OWN}, 7, "contract:start", "plus", id="an own price that stays"),
+        pytest.param({"plan": "bare", "changes": [MOVE], **OWN}, 6, "contract:start", "plus", id="waiting for a plan"),
+        pytest.param({"changes": [{**MOVE, **OWN}]}, 6, "contract:move", "plus", id="that comes with the plan"),
+    ],
+)
+def test_the_plan_of_a_key(contract: dict[str, Any], month: int, name: str, plan: str) -> None:
+    bounds = at(f"2026-0{month}-01"), at(f"2026-0{month + 1}-01")
+    assert book(**contract).plan_of(RatingKey("default", "acme", "s", "calls", "calls", name, *bounds, ())) == plan
+
+
 def test_usage_is_unpriced_while_the_plan_does_not_bill_it() -> None:
     known = book(changes=RAMP)
     found = segment(known, "2026-09-15")

@@ -292,10 +292,22 @@ class Directory:
         return price if price is None else _chosen(price, dict(dimensions))
 
     def plan_of(self, key: RatingKey) -> str:
-        """The plan that what a key stands for belongs to; of a price of the contract, that at the period's start, as a
-        change of plan leaves the price. Empty when the catalog does not have the subscription (any more)."""
+        """The plan that what a key stands for belongs to; empty when the catalog does not have the subscription (any
+        more)."""
         subscription = self.subscriptions.get(key.subscription_id)
-        return plan_of(subscription, key.rate_card_version, key.period_start) if subscription else ""
+        if subscription is None:
+            return ""
+        asked = key.subscription_id, key.charge_id, key.rate_card_version, key.period_start
+        known = self._plans.get(asked)
+        if known is None:
+            of_key = key.charge_id, key.rate_card_version, key.period_start, key.period_end
+            known = self._plans[asked] = plan_of(subscription, *of_key, self.plans)
+        return known
+
+    @cached_property
+    def _plans(self) -> dict[tuple[str, str, str, datetime], str]:
+        """Those found, by what of a key decides, as each term that names plans asks for them."""
+        return {}
 
     def currency_of(self, subscription: Subscription) -> str:
         """The currency of all its plans."""

@@ -157,12 +157,34 @@ def name_in_key(subscription: Subscription, name: str) -> str:
     return f"{TRIAL}{CARRIED}" if name.startswith(TRIAL) else CARRIED
 
 
-def plan_of(subscription: Subscription, name: str, period_start: datetime) -> str:
-    """The plan of a price by its name; of own prices, and of such that carry over, that at a period's start."""
-    if not name.removeprefix(TRIAL).startswith((_OWN, CARRIED)):
+def plan_of(
+    subscription: Subscription,
+    charge_id: str,
+    name: str,
+    period_start: datetime,
+    period_end: datetime,
+    plans: Mapping[str, Plan],
+) -> str:
+    """The plan that a price belongs to by its name in a rating key of a billing period.
+
+    A change of plan within the period leaves an own price, and prices that carry over: of such, the first plan that
+    has the charge. Where terms tell that one from another the catalog is refused.
+
+    Source: docs/rules.md, "Contracts".
+    """
+    called = name.removeprefix(TRIAL)
+    if not called.startswith((_OWN, CARRIED)):
         return plan_and_version(subscription, name)[0]
-    begun = (one.plan for one in subscription.changes if one.plan and subscription.begin_of(one) <= period_start)
-    return [subscription.plan, *begun][-1]
+    named = [
+        one.plan
+        for one in stretches_of(subscription, charge_id)
+        if one.start < period_end
+        and period_start < one.end
+        and one.is_trial == name.startswith(TRIAL)
+        and called in (CARRIED, f"{_OWN}{one.own}")
+        and any(charge.id == charge_id for charge in plans[one.plan].charges)
+    ]
+    return named[0] if named else subscription.plan
 
 
 def free_of(price: AnyPrice) -> Fixed | PerUnit:
