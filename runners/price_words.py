@@ -83,12 +83,20 @@ def in_words(price: UsagePrice | Fixed, unit: str) -> str:
     text = _model_in_words(price, unit)
     if price.included:
         text += f"; counted after {number(price.included)} that are included"
+    if price.included_rollover:
+        terms = price.included_rollover
+        most = f", at most {number(terms.maximum)}" if terms.maximum is not None else ""
+        text += f", of which what is left can be used in {_periods(terms.periods)}{most}"
     if price.fee_per_event:
         after = f" after the first {price.free_events:,}" if price.free_events else ""
         text += f"; {price.fee_per_event:,f} more for each event{after}"
     if price.minimum is not None:
         text += f"; at least {price.minimum:,f}"
     return text + (f"; at most {price.maximum:,f}" if price.maximum is not None else "")
+
+
+def _periods(count: int) -> str:
+    return "the next period" if count == 1 else f"the next {count} periods"
 
 
 def _model_in_words(price: UsagePrice, unit: str) -> str:

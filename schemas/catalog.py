@@ -22,6 +22,7 @@ from pydantic import (
 )
 
 from meterline.schemas.calendars import FIRST_ANCHOR, Calendar, moved_on
+from meterline.schemas.catalog_allowances import IncludedRollover
 from meterline.schemas.catalog_fields import (
     BasisPoints,
     Currency,
@@ -116,12 +117,27 @@ class Metered(Record):
 
     model: str
     included: Annotated[Quantity, decimal_schema("Units that cost nothing, before the price begins.")] = Decimal(0)
+    included_rollover: Annotated[
+        IncludedRollover | None,
+        Field(description="What of them is carried into later billing periods; nothing unless set."),
+        unless(None),
+    ] = None
     minimum: Annotated[Price, decimal_schema("Least charge of a billing period, without usage too.")] | None = None
     maximum: Annotated[Price, decimal_schema("Greatest charge of a billing period.")] | None = None
     fee_per_event: Annotated[Price, decimal_schema("Due for each event, whatever it counts for.")] = Decimal(0)
     free_events: int = Field(
         default=0, ge=0, le=10**15, strict=True, description="Events that bear no fee, before the others."
     )
+
+    @model_validator(mode="after")
+    def _carries_units(self) -> Metered:
+        if self.included_rollover and not self.included:
+            raise misplaced("`included` is missing, the units that are carried over", at=("included_rollover",))
+        if self.included_rollover and self.fee_per_event and (self.minimum is not None or self.maximum is not None):
+            limit = "maximum" if self.minimum is None else "minimum"
+            message = f"the {limit} is of units and fees together, so that units alone have no price; leave one out"
+            raise misplaced(message, at=("included_rollover",), also=("fee_per_event",))
+        return self
 
     @model_validator(mode="after")
     def _limits_in_order(self) -> Metered:

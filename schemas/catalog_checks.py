@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import NamedTuple, Protocol, TypeVar
 
-from meterline.schemas import catalog_money_checks
+from meterline.schemas import catalog_allowance_checks, catalog_money_checks
 from meterline.schemas.catalog import (
     Account,
     AnyPrice,
@@ -45,6 +45,7 @@ def findings(catalog: Catalog, broken: Mapping[str, Collection[str]], complete: 
     yield from _accounts(catalog.accounts)
     yield from _contracts(catalog)
     yield from _carried_over(catalog)
+    yield from catalog_allowance_checks.findings(catalog)
     yield from _overlaps(catalog)
     yield from catalog_money_checks.findings(catalog, complete and not any(broken.values()))
 
@@ -210,7 +211,7 @@ def _price_and_meter(
     at: Place, price: AnyPrice | None, free: Sequence[str], meter_number: int, meter: Meter
 ) -> Iterator[Finding]:
     """The same for one price; where dimensions are `free` to have any value, it holds for several rating keys."""
-    for limit in ("minimum", "maximum"):
+    for limit in ("minimum", "maximum", "included_rollover"):
         if free and getattr(price, limit, None) is not None:
             yield Finding(
                 (*at, limit),

@@ -54,6 +54,7 @@ from meterline.schemas.catalog import (
     Trial,
     Volume,
 )
+from meterline.schemas.catalog_allowances import IncludedRollover
 from meterline.schemas.catalog_fields import ID_PATTERN, PATH_PATTERN, Record
 from meterline.schemas.catalog_money import (
     AccountTax,
@@ -112,6 +113,7 @@ _MODELS: dict[str, type[Record]] = {
     "graduated_percentage.tiers": ShareTier,
     "tax": AccountTax,
     "rollover": Rollover,
+    "included_rollover": IncludedRollover,
     "rates": DatedPercent,
 }
 _SINGULAR = {

@@ -20,6 +20,7 @@ from meterline.schemas.catalog import (
     Tier,
     UsagePrice,
 )
+from meterline.schemas.catalog_allowances import IncludedRollover
 from meterline.transforms.rules.pricing import charge_parts
 from tests import strategies
 
@@ -54,6 +55,17 @@ ONE = Decimal(1)
             PerUnit(model="per_unit", unit_price=ONE, included=Decimal(100), minimum=Decimal(5), maximum=Decimal(20)),
             "per unit: 1 for each token; counted after 100 that are included; at least 5; at most 20",
             id="included units, minimum and maximum",
+        ),
+        pytest.param(
+            PerUnit(
+                model="per_unit",
+                unit_price=ONE,
+                included=Decimal(100),
+                included_rollover=IncludedRollover(periods=3, maximum=Decimal(150)),
+            ),
+            "per unit: 1 for each token; counted after 100 that are included, of which what is left can be used in the "
+            "next 3 periods, at most 150",
+            id="included units that are carried over",
         ),
         pytest.param(
             Percentage(model="percentage", percent=Decimal("2.9"), fee_per_event=Decimal("0.30")),
