@@ -118,6 +118,19 @@ INNER JOIN (
 ) AS invoices USING (invoice_id)
 GROUP BY ALL ORDER BY ALL
 """
+# What earlier periods have left of included units follows from what was used in them, billed or not.
+_EARLIER = """
+SELECT rating_key,
+       CAST(sum(toDecimal256(quantity_to, 12) - toDecimal256(quantity_from, 12)), 'Decimal(38, 12)') AS quantity
+FROM (
+    SELECT * FROM line_items FINAL
+    WHERE billing_account_id IN {accounts:Array(String)} AND subscription_id IN {subscriptions:Array(String)}
+      AND charge_id IN {charges:Array(String)}
+      AND period_start >= {since:DateTime64(0, 'UTC')} AND period_start < {until:DateTime64(0, 'UTC')}
+) AS line_items
+INNER JOIN (SELECT rating_key_id, rating_key FROM rating_keys FINAL) AS rating_keys USING (rating_key_id)
+GROUP BY rating_key
+"""
 
 
 class UnknownSubscriptionError(clickhouse.DatabaseError):
@@ -141,7 +154,8 @@ class _ReadTotalsFn(beam.DoFn):
             for row in clickhouse.query(options.clickhouse, _ISSUED, parameters).to_pylist()
         }
         wanted = self._wanted(part, book)
-        yield from statements(options.period, book, used, posted, issued, wanted, self._elsewhere(book, wanted))
+        elsewhere, earlier = self._elsewhere(book, wanted), self._earlier(book, wanted)
+        yield from statements(options.period, book, used, posted, issued, wanted, elsewhere, earlier)
 
     def _elsewhere(self, book: Directory, wanted: list[str]) -> dict[tuple[str, str, str], list[Elsewhere]]:
         terms = contracts(book)
@@ -155,6 +169,15 @@ class _ReadTotalsFn(beam.DoFn):
                 found.setdefault(group, []).append(
                     Elsewhere(row["label"], row["kind"], row["source"], key, row["amount"])
                 )
+        return found
+
+    def _earlier(self, book: Directory, wanted: list[str]) -> dict[tuple[str, str], dict[RatingKey, Decimal]]:
+        reach = contracts(book).carried_from(self._options.period, wanted)
+        found: dict[tuple[str, str], dict[RatingKey, Decimal]] = {}
+        if reach is not None:
+            for row in clickhouse.query(self._options.clickhouse, _EARLIER, reach._asdict()).to_pylist():
+                key = RatingKey.parse(row["rating_key"])
+                found.setdefault((key.tenant_id, key.billing_account_id), {})[key] = row["quantity"]
         return found
 
     def _wanted(self, part: int, book: Directory) -> list[str]:

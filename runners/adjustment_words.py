@@ -16,6 +16,19 @@ def adjustment_words(kind: str, terms: str, currency: str) -> str:
     return _WORDS[kind](json.loads(terms), currency)
 
 
+def _rollover(terms: dict[str, Any], currency: str) -> str:
+    quantity, included, carried, used = (number(Decimal(terms[name])) for name in _UNITS)
+    left_by = ", ".join(f"{number(Decimal(units))} of {label}" for label, units in terms["left_by"].items())
+    full, reduced = (number(Decimal(terms[name])) for name in ("full", "reduced"))
+    return (
+        f"{quantity} used, {included} included, {carried} left over ({left_by}): {used} of them taken, "
+        f"{reduced} in place of {full}, both rounded"
+    )
+
+
+_UNITS = ("quantity", "included", "carried", "used")
+
+
 def _discount(terms: dict[str, Any], currency: str) -> str:
     of, total = (money(Decimal(terms[name]), currency) for name in ("of", "total"))
     if "percent" in terms:
@@ -68,6 +81,7 @@ def _percent(terms: dict[str, Any]) -> str:
 
 
 _WORDS = {
+    "rollover": _rollover,
     "discount": _discount,
     "prepayment": _prepayment,
     "prepaid": _drawn,

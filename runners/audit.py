@@ -138,6 +138,7 @@ _INVOICES = f"(SELECT * FROM invoices FINAL WHERE ({{period:String}} = '' OR per
 # Where the archive is whole.
 _KEPT = "period_start >= {kept:DateTime64(0, 'UTC')}"
 
+_OFF = "('discount', 'rollover')"
 _VOIDED = "(tenant_id, source, id, time) IN (SELECT tenant_id, source, id, time FROM voids)"
 _AT_VOIDS = "(tenant_id, time) IN (SELECT tenant_id, time FROM voids)"
 _COUNT_EVENTS = f"SELECT count() AS events FROM {_EVENTS}"
@@ -264,11 +265,11 @@ _LAWS: tuple[tuple[str, str, str], ...] = (
     ),
     (
         "no charge is discounted by more than it comes to",
-        f"SELECT count() AS discount_lines FROM invoice_lines FINAL WHERE kind = 'discount' AND invoice_id IN "
+        f"SELECT count() AS discount_lines FROM invoice_lines FINAL WHERE kind IN {_OFF} AND invoice_id IN "
         f"(SELECT invoice_id FROM {_INVOICES})",
         f"""SELECT billing_account_id, period, subscription_id, charge_id, rate_card_version,
                    sumIf(toDecimal256(amount, 18), kind = 'charge') AS charged,
-                   sumIf(toDecimal256(amount, 18), kind = 'discount') AS discounted
+                   sumIf(toDecimal256(amount, 18), kind IN {_OFF}) AS discounted
            FROM (SELECT * FROM invoice_lines FINAL WHERE charge_id != '') AS lines
            INNER JOIN (SELECT invoice_id, period FROM {_INVOICES} WHERE status = 'issued') AS issued USING (invoice_id)
            GROUP BY tenant_id, billing_account_id, period, subscription_id, charge_id, rate_card_version, currency
@@ -287,8 +288,8 @@ _LAWS: tuple[tuple[str, str, str], ...] = (
 )
 _ADJUSTMENTS = f"""
 SELECT invoice_id, invoices.tenant_id AS tenant_id, invoices.billing_account_id AS billing_account_id, period,
-       invoices.currency AS currency, sequence, kind, source, charge_id, rate_card_version, dimensions, terms,
-       amount
+       invoices.currency AS currency, sequence, kind, source, subscription_id, charge_id, rate_card_version,
+       period_start, dimensions, terms, amount
 FROM (SELECT * FROM invoice_lines FINAL WHERE kind != 'charge') AS lines
 INNER JOIN {_INVOICES} AS invoices USING (invoice_id)
 ORDER BY tenant_id, billing_account_id, period, currency, sequence, invoice_id, line_number

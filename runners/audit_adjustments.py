@@ -11,6 +11,13 @@ from typing import Any
 
 from meterline.transforms.rules.money import minor_units
 
+_OWN = {
+    "tax": ("rate_card_version", "dimensions"),
+    "included_tax": ("rate_card_version", "dimensions"),
+    "rollover": ("subscription_id", "charge_id", "rate_card_version", "period_start", "dimensions"),
+}
+"""What lines of one kind and source are told apart by, where it is more than one amount that they share."""
+
 
 @dataclass(frozen=True)
 class Adjustment:
@@ -39,8 +46,7 @@ def adjustments(rows: Sequence[dict[str, Any]]) -> Iterator[Adjustment]:
         name = tuple(row[column] for column in _NAMES)
         if row["kind"] == "included_tax":
             mirrored.setdefault(name, []).append(row)
-        if row["kind"] in ("tax", "included_tax"):
-            name = (*name, row["rate_card_version"], str(row["dimensions"]))
+        name = (*name, *(str(row[column]) for column in _OWN.get(row["kind"], ())))
         if row["kind"] != "included_tax" or not row["charge_id"]:
             groups.setdefault(name, []).append(row)
     for lines in groups.values():
@@ -60,8 +66,13 @@ def _sum(lines: Sequence[dict[str, Any]]) -> Decimal:
 
 def _amounts(kind: str, terms: dict[str, Any], currency: str) -> list[Decimal]:
     """What it may come to; more than one where the way of rounding matters (`--rounding`)."""
-    exact = {name: Fraction(text) for name, text in terms.items() if name not in ("note", "treatment")}
+    exact = {name: Fraction(text) for name, text in terms.items() if name not in ("note", "treatment", "left_by")}
     match kind:
+        case "rollover":
+            if not _units_add_up(exact, terms["left_by"]):
+                return []
+            pairs = zip(_rounded(exact["full"], currency), _rounded(exact["reduced"], currency))
+            return [-min(full - reduced, Decimal(terms["of"])) for full, reduced in pairs]
         case "discount" if "percent" in terms:
             return [-one for one in _rounded(exact["of"] * exact["percent"] / 100, currency)]
         case "discount":
@@ -81,6 +92,12 @@ def _amounts(kind: str, terms: dict[str, Any], currency: str) -> list[Decimal]:
             ]
             return [min(pair) for pair in zip(due, _rounded(max(exact["of"], Fraction(0)) * more, currency))]
     return [Decimal(0)] if "treatment" in terms else _rounded(exact["of"] * exact["percent"] / 100, currency)
+
+
+def _units_add_up(exact: dict[str, Fraction], left_by: dict[str, str]) -> bool:
+    """Whether no more units were used than there were, and than was asked for beyond the included ones."""
+    beyond = max(exact["quantity"] - exact["included"], Fraction(0))
+    return exact["carried"] == sum(map(Fraction, left_by.values())) and exact["used"] == min(beyond, exact["carried"])
 
 
 def _rounded(exact: Fraction, currency: str) -> list[Decimal]:

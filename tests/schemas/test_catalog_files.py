@@ -183,8 +183,8 @@ MISTAKES = [
      "package, percentage, graduated_percentage, dynamic, matrix, time_of_day, fixed, got perunit, did you mean "
      "'per_unit'?"),
     (TOKENS_2, "tokens: {model: per_unit, unit_price: '1', tiers: []} #!",
-     "price tokens: unknown key 'tiers'; expected one of model, included, minimum, maximum, fee_per_event, "
-     "free_events, unit_price, per"),
+     "price tokens: unknown key 'tiers'; expected one of model, included, included_rollover, minimum, maximum, "
+     "fee_per_event, free_events, unit_price, per"),
     (TOKENS_2, "tokens: 5 #!", "rate card standard, version 2, price tokens: expected a mapping, got 5"),
     (TOKENS_2, TOKENS_2 + "\n          'a b': {model: per_unit, unit_price: '1'} #!",
      "price a b: expected letters, digits, '.', '_' and '-'"),

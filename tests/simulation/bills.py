@@ -13,6 +13,7 @@ from fractions import Fraction
 from typing import Any
 
 from .auditor import Catalog, by_id
+from .auditor_allowances import Charge, taken
 from .auditor_calendar import given, instant, period_of
 
 DIGITS = {"EUR": 2, "USD": 2, "JPY": 0, "KWD": 3}
@@ -50,6 +51,7 @@ class Account:
     currency: str
     half_up: bool = False
     elsewhere: list[dict[str, Any]] = field(default_factory=list)
+    earlier: list[dict[str, Any]] = field(default_factory=list)
     net: dict[Place, int] = field(default_factory=dict)
     lines: Lines = field(default_factory=lambda: defaultdict(int))
 
@@ -90,6 +92,7 @@ def hand_out(exact: list[Fraction], total: int) -> list[int]:
 def bill(account: Account, due: dict[Place, Fraction]) -> Lines:
     """All lines of a period together, but those of amount 0."""
     charges(account, due)
+    rollover(account)
     discounts(account)
     commitments(account)
     credits(account)
@@ -130,6 +133,26 @@ def starts_between(place: Place, catalog: Catalog, since: datetime) -> list[date
         starts.append(start)
         at = end
     return starts
+
+
+def rollover(account: Account) -> None:
+    """Each place has one unit; a unit beyond the included ones costs 1."""
+    places: dict[Charge, list[Place]] = defaultdict(list)
+    for place in account.net:
+        places[Charge(place.subscription, place.charge, place.dimensions, place.start)].append(place)
+    for charge, of_key in places.items():
+        rows = [row for row in account.earlier if (row["subscription_id"], row["charge_id"]) == charge[:2]]
+        used = {
+            row["period_start"]: Fraction(row["quantity"]) for row in rows if row["dimensions"] == charge.dimensions
+        }
+        included, units = taken(charge, account.catalog, {**used, charge.start: Fraction(len(of_key))})
+        if not units:
+            continue
+        full = max(len(of_key) - included, Fraction(0))
+        off = account.to_units(full) - account.to_units(full - units)
+        off = min(off, sum(account.net[place] for place in of_key))
+        if off > 0:
+            account.take("rollover", charge.id, off, of_key)
 
 
 # Discounts and coupons
@@ -230,7 +253,9 @@ def commitments(account: Account) -> None:
         other = sum(
             int(Fraction(row["amount"]) * account.unit)
             for row in account.elsewhere
-            if row["kind"] in ("charge", "discount") and in_term[row["label"]] and covers_row(one, row, account.catalog)
+            if row["kind"] in ("charge", "rollover", "discount")
+            and in_term[row["label"]]
+            and covers_row(one, row, account.catalog)
         )
         if one["kind"] == "minimum":
             stays = [

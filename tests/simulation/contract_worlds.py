@@ -25,6 +25,9 @@ from .bills import Lines, Place
 LABEL = "2026-03"
 CURRENCIES = ("EUR", "EUR", "USD", "JPY", "KWD")
 CHARGES = ("calls", "tokens", "seats", "fee")
+DIMENSIONS: dict[str, list[tuple[tuple[str, str], ...]]] = {
+    "tokens": [(), (("model", "large"),), (("model", "small"),)]
+}
 METERS = {"calls": "calls", "tokens": "tokens", "seats": "seats", "fee": ""}
 
 
@@ -36,6 +39,7 @@ class World:
     currency: str
     due: dict[Place, Fraction]
     elsewhere: tuple[Elsewhere, ...] = ()
+    earlier: tuple[tuple[RatingKey, Decimal], ...] = ()
 
     @property
     def book(self) -> Directory:
@@ -49,14 +53,17 @@ class World:
             billed_key(place): Billed(as_decimal(Fraction(1), 12), as_decimal(amount, 18))
             for place, amount in self.due.items()
         }
-        return Statement("default", "org", LABEL, self.currency, due, posted or {}, sequence, self.elsewhere)
+        paid = posted or {}
+        earlier = dict(self.earlier)
+        return Statement("default", "org", LABEL, self.currency, due, paid, sequence, self.elsewhere, earlier)
 
     def shuffled(self, rng: Random) -> World:
         """The same, as if files and totals had come in another order."""
         catalog = {section: rng.sample(records, len(records)) for section, records in self.catalog.items()}
         due = dict(rng.sample(list(self.due.items()), len(self.due)))
         elsewhere = tuple(rng.sample(self.elsewhere, len(self.elsewhere)))
-        return replace(self, catalog=catalog, due=due, elsewhere=elsewhere)
+        earlier = tuple(rng.sample(self.earlier, len(self.earlier)))
+        return replace(self, catalog=catalog, due=due, elsewhere=elsewhere, earlier=earlier)
 
 
 def billed_key(place: Place) -> BilledKey:
@@ -123,7 +130,8 @@ def make(rng: Random) -> World:
     for card in catalog["rate_cards"] if catalog["commitments"] else ():
         card["prices_include_tax"] = False
     catalog["grants"] = [_grant(rng, number, currency) for number in range(rng.choice([0, 0, 1, 3]))]
-    return World(catalog, currency, due(rng, catalog), tuple(_elsewhere(rng, catalog, currency)))
+    elsewhere, earlier = tuple(_elsewhere(rng, catalog, currency)), tuple(_earlier(rng, catalog))
+    return World(catalog, currency, due(rng, catalog), elsewhere, earlier)
 
 
 def _commitment(rng: Random, number: int, currency: str) -> dict[str, Any]:
@@ -161,6 +169,7 @@ def _elsewhere(rng: Random, catalog: dict[str, list[dict[str, Any]]], currency: 
         for charge in rng.sample(CHARGES, rng.randint(0, 2)):
             about = _key(rng.choice(["org-basic", "team-scale"]), charge, METERS[charge])
             yield Elsewhere(label, "charge", "", about, Decimal(whole_amount(rng, currency)))
+            yield Elsewhere(label, "rollover", charge, about, -Decimal("2" if currency == "JPY" else "0.02"))
             yield Elsewhere(label, "discount", "d", about, -Decimal("1" if currency == "JPY" else "0.01"))
         for grant in catalog["grants"]:
             third = int(Decimal(grant["amount"]) * 100) // 3
@@ -174,6 +183,18 @@ def _elsewhere(rng: Random, catalog: dict[str, list[dict[str, Any]]], currency: 
                 yield Elsewhere(label, "overage", commitment["id"], _key(), part)
 
 
+def _earlier(rng: Random, catalog: dict[str, list[dict[str, Any]]]) -> Iterator[tuple[RatingKey, Decimal]]:
+    """What was used in some periods before."""
+    for subscription in catalog["subscriptions"]:
+        for month in (11, 12, 1, 2):
+            day = datetime(2025 if month > 2 else 2026, month, min(subscription["anchor_day"], 28), 12, tzinfo=UTC)
+            start, end = period_of(day, subscription)
+            for charge, meter in METERS.items():
+                for pair in DIMENSIONS.get(charge, [()]) if meter and rng.random() < 0.7 else ():
+                    names = ("default", "org", subscription["id"], charge, meter, "1")
+                    yield RatingKey(*names, start, end, pair), Decimal(rng.choice(["0", "0.4", "1", "1.7", "3"]))
+
+
 def due(rng: Random, catalog: dict[str, list[dict[str, Any]]]) -> dict[Place, Fraction]:
     """Amounts of charges, for some dimensions and accounts. An account's part may be negative, a charge is not."""
     found: dict[Place, Fraction] = {}
@@ -181,8 +202,7 @@ def due(rng: Random, catalog: dict[str, list[dict[str, Any]]]) -> dict[Place, Fr
         anchor = subscription["anchor_day"]
         start, end = period_of(datetime(2026, 3, anchor, 12, tzinfo=UTC), subscription)
         for charge in rng.sample(CHARGES, rng.randint(0, len(CHARGES))):
-            dimensions = [(), (("model", "large"),), (("model", "small"),)] if charge == "tokens" else [()]
-            for pair in dimensions:
+            for pair in DIMENSIONS.get(charge, [()]):
                 of_key = Place(
                     "default", "org", subscription["id"], charge, METERS[charge], "1", start, end, pair, "org"
                 )
@@ -207,12 +227,20 @@ def _charge(rng: Random, charge: str) -> dict[str, Any]:
 
 
 def _card(rng: Random, name: str, currency: str) -> dict[str, Any]:
-    prices = {
-        charge: {"model": "per_unit", "unit_price": "1"} if METERS[charge] else {"model": "fixed", "amount": "1"}
-        for charge in CHARGES
-    }
+    prices = {charge: _usage_price(rng) if METERS[charge] else {"model": "fixed", "amount": "1"} for charge in CHARGES}
     version = {"version": "1", "effective_from": "2020-01-01T00:00:00Z", "prices": prices}
     return {"id": name, "currency": currency, "versions": [version], "prices_include_tax": rng.random() < 0.3}
+
+
+def _usage_price(rng: Random) -> dict[str, Any]:
+    price: dict[str, Any] = {"model": "per_unit", "unit_price": "1"}
+    if rng.random() < 0.4:
+        price |= {"included": rng.choice(["0.4", "1", "1.5"]), "included_rollover": {}}
+        if rng.random() < 0.5:
+            price["included_rollover"]["periods"] = rng.randint(1, 3)
+        if rng.random() < 0.4:
+            price["included_rollover"]["maximum"] = rng.choice(["0.3", "0.7", "2"])
+    return price
 
 
 def _subscription(rng: Random, name: str, account: str, plan: str) -> dict[str, Any]:

@@ -276,7 +276,7 @@ class Directory:
         found = []
         for terms in self.terms_of(subscription, charge_id):
             if terms.price is not None and not terms.name.startswith(TRIAL):
-                price = _chosen(terms.price, dimensions)
+                price = chosen(terms.price, dimensions)
                 if not isinstance(price, Fixed):
                     found.append((terms, price))
         return found
@@ -289,7 +289,7 @@ class Directory:
         if subscription is None:
             return None
         price = price_called(subscription, charge_id, version, self.plans, self.rate_cards)
-        return price if price is None else _chosen(price, dict(dimensions))
+        return price if price is None else chosen(price, dict(dimensions))
 
     def plan_of(self, key: RatingKey) -> str:
         """The plan that what a key stands for belongs to; empty when the catalog does not have the subscription (any
@@ -314,7 +314,7 @@ class Directory:
         return self.rate_cards[self.plans[subscription.plan].rate_card].currency
 
 
-def _chosen(price: AnyPrice, dimensions: dict[str, str]) -> UsagePrice | Fixed | None:
+def chosen(price: AnyPrice, dimensions: dict[str, str]) -> UsagePrice | Fixed | None:
     """Of a price that only chooses one, the price chosen."""
     if isinstance(price, Matrix):
         return price_for(price, dimensions)

@@ -3,28 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from decimal import Decimal
 
 from meterline.schemas.event import LATEST_TIME
-from meterline.schemas.records import Invoice, InvoiceLine
+from meterline.schemas.records import Invoice, InvoiceLine, RatingKey
 from meterline.transforms.rules.attribution import Directory
 from meterline.transforms.rules.billing.bill import Circumstances, Elsewhere, Step, Target, made
 from meterline.transforms.rules.billing.commitments import commitments
 from meterline.transforms.rules.billing.contracts import COMMITMENT_KINDS, contracts
 from meterline.transforms.rules.billing.credits import credits
 from meterline.transforms.rules.billing.discounts import discounts
+from meterline.transforms.rules.billing.rollover import rollover
 from meterline.transforms.rules.billing.taxes import taxes
 from meterline.transforms.rules.contracts import TRIAL
 from meterline.transforms.rules.fees import Billed, BilledKey, charges_without_usage, is_in_advance
 from meterline.transforms.rules.money import RoundingMode
 
-STEPS: tuple[Step, ...] = (discounts, commitments, credits, taxes)
+STEPS: tuple[Step, ...] = (rollover, discounts, commitments, credits, taxes)
 """From charges to what is to be paid, in this order."""
 _NOTHING = Target(Decimal(0), Decimal(0), Decimal(0))
 _OF_RATES = ("tax", "included_tax")  # A source has several, each with terms of its own.
-_ORDER = ("charge", "discount", *COMMITMENT_KINDS, "credit", "included_tax", "tax")
+_ORDER = ("charge", "rollover", "discount", *COMMITMENT_KINDS, "credit", "included_tax", "tax")
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ class Statement:
       posted: The same of the lines of issued invoices (rounded).
       sequence: Number of invoices issued so far.
       elsewhere: What issued invoices of the account's other periods say, where its contracts ask for it.
+      earlier: Units used in earlier periods, by rating key, where included units are carried over.
     """
 
     tenant_id: str
@@ -46,6 +48,7 @@ class Statement:
     posted: Mapping[BilledKey, Billed]
     sequence: int
     elsewhere: tuple[Elsewhere, ...] = ()
+    earlier: Mapping[RatingKey, Decimal] = field(default_factory=dict)
 
 
 def next_invoice(
@@ -66,7 +69,7 @@ def next_invoice(
     """
     targets = targets_of(statement, book, rounding, ended, made_at)
     # A line that is given back is of a discount that others may still have: it says what that comes to now.
-    terms = {(one.kind, one.source): target.terms for one, target in targets.items() if one.kind not in _OF_RATES}
+    terms = {_origin(one): target.terms for one, target in targets.items() if one.kind not in _OF_RATES}
     lines = []
     # What was billed before the period closed is no first bill of it.
     opened = any(one.kind == "charge" and not is_in_advance(one.key, book) for one in statement.posted)
@@ -90,7 +93,7 @@ def next_invoice(
                 reason=_reason(one, opened or before is not None, quantity),
                 kind=one.kind,
                 source=one.source,
-                terms=target.terms or terms.get((one.kind, one.source), ""),
+                terms=target.terms or terms.get(_origin(one), ""),
             )
         )
     if not lines or (statement.sequence and not any(line.amount for line in lines)):
@@ -143,6 +146,7 @@ def targets_of(
         begun=ended or period.start <= now,
         ended=ended,
         elsewhere=statement.elsewhere,
+        earlier=statement.earlier,
     )
     return made(statement.due, statement.currency, around, STEPS)
 
@@ -150,6 +154,11 @@ def targets_of(
 def _place(one: BilledKey) -> tuple[object, ...]:
     """The order of an invoice: usage, fees, and what follows from them step by step."""
     return (_ORDER.index(one.kind), one.source, not one.key.meter_id, one.key, one.account_id)
+
+
+def _origin(one: BilledKey) -> tuple[str, str, RatingKey | None]:
+    """What the lines have in common whose amounts are shares of one: the record, of what is carried over the key."""
+    return one.kind, one.source, one.key if one.kind == "rollover" else None
 
 
 def _is_metered(one: BilledKey) -> bool:
@@ -171,10 +180,12 @@ def _description(one: BilledKey, book: Directory) -> str:
     subscription = book.subscriptions.get(key.subscription_id)
     charges = [charge for plan in subscription.plans for charge in book.plans[plan].charges] if subscription else []
     name = next((charge.name for charge in charges if charge.id == key.charge_id), "") or key.charge_id
+    values = ", ".join(value for _, value in key.dimensions if value)
+    if one.kind == "rollover" and values:
+        name = f"{name} ({values})"
     if one.kind != "charge":
         source = contracts(book).name_of(one.kind, one.source)
         return f"{source}: {name}" if name else source
-    values = ", ".join(value for _, value in key.dimensions if value)
     trial = ", trial" if key.rate_card_version.startswith(TRIAL) else ""
     return f"{name} ({values}){trial}" if values else f"{name}{trial}"
 
@@ -203,7 +214,7 @@ def _ledger_account(line: InvoiceLine) -> str:
             return f"tax_payable:{line.source}"
         case "included_tax" if not line.key.charge_id:
             return f"tax_payable:{line.source}"
-    return f"revenue:{line.key.charge_id}"
+    return f"revenue:{line.key.charge_id}"  # Of charges, of what is carried over, and of tax that prices include.
 
 
 def statements(
@@ -214,6 +225,7 @@ def statements(
     issued: Mapping[tuple[str, str, str], int],
     billing_accounts: Sequence[str],
     elsewhere: Mapping[tuple[str, str, str], Sequence[Elsewhere]] | None = None,
+    earlier: Mapping[tuple[str, str], Mapping[RatingKey, Decimal]] | None = None,
 ) -> Iterator[Statement]:
     """The statements of billing accounts for a period.
 
@@ -223,6 +235,8 @@ def statements(
       issued: How many were issued, by (tenant, billing account, currency).
       billing_accounts: Those wanted.
       elsewhere: What issued invoices of other periods say, of those with commitments or grants, likewise.
+      earlier: Units used in earlier periods by rating key, of those whose included units are carried over, by (tenant,
+        billing account).
     """
     wanted = set(billing_accounts)
     due: dict[tuple[str, str, str], dict[BilledKey, Billed]] = {}
@@ -246,4 +260,5 @@ def statements(
             before.get(group, {}),
             issued.get(group, 0),
             tuple((elsewhere or {}).get(group, ())),
+            (earlier or {}).get(group[:2], {}),
         )

@@ -60,6 +60,7 @@ class Circumstances:
       begun: Whether it has begun.
       ended: Whether it has ended.
       elsewhere: What was issued for other periods.
+      earlier: Units used in earlier periods, by rating key, where included units are carried over.
     """
 
     book: Directory
@@ -71,6 +72,7 @@ class Circumstances:
     begun: bool = True
     ended: bool = True
     elsewhere: Sequence[Elsewhere] = ()
+    earlier: Mapping[RatingKey, Decimal] = field(default_factory=dict)
 
     def posted(self, kind: str, source: str) -> dict[str, Decimal]:
         """By period, what the lines of a source come to there."""
@@ -114,7 +116,7 @@ class Bill:
                 self.targets[one] = Target(billed.quantity, billed.amount, amount)
                 self.net[one] = amount
 
-    def add(self, one: BilledKey, amount: Decimal, terms: Mapping[str, str], *, to_pay: bool = False) -> None:
+    def add(self, one: BilledKey, amount: Decimal, terms: Mapping[str, object], *, to_pay: bool = False) -> None:
         """A line of a whole number of minor units; `to_pay` where later steps treat it like a charge."""
         before = self.targets.get(one)
         total = amount + (before.amount if before else _ZERO)

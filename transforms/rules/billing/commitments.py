@@ -79,9 +79,9 @@ def _spent(around: Circumstances, one: Commitment, spend: Mapping[BilledKey, Dec
 
 
 def _spent_elsewhere(around: Circumstances, one: Commitment) -> Iterator[Decimal]:
-    """What other periods of the term billed, after discounts."""
+    """What other periods of the term billed, after discounts and what was carried over."""
     for row in around.elsewhere:
-        if row.kind in ("charge", "discount") and around.contracts.covers(one, row.key):
+        if row.kind in ("charge", "rollover", "discount") and around.contracts.covers(one, row.key):
             period = around.contracts.period_of(around.billing_account_id, row.label)
             if around.contracts.owes(one, period):
                 yield row.amount

@@ -6,12 +6,16 @@ from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import cached_property
+from typing import NamedTuple
 
-from meterline.schemas.catalog import Subscription
+from meterline.schemas.catalog import Prices, Subscription
+from meterline.schemas.catalog_allowance_checks import rollover_periods
 from meterline.schemas.catalog_money import Commitment, Discount, Grant, Redemption, Scope, TaxRate
 from meterline.schemas.event import LATEST_TIME
 from meterline.schemas.records import RatingKey
+from meterline.transforms.rules.allowances import carried_since
 from meterline.transforms.rules.attribution import Directory
+from meterline.transforms.rules.contracts import own_prices
 from meterline.transforms.rules.periods import (
     Period,
     billing_period,
@@ -21,6 +25,16 @@ from meterline.transforms.rules.periods import (
 )
 
 COMMITMENT_KINDS = ("prepayment", "prepaid", "true_up", "overage")
+
+
+class Reach(NamedTuple):
+    """Usage in billing periods that start in [since, until), of some subscriptions' charges."""
+
+    accounts: list[str]
+    subscriptions: list[str]
+    charges: list[str]
+    since: datetime
+    until: datetime
 
 
 @dataclass(frozen=True)
@@ -79,6 +93,7 @@ class Contracts:
         names = {("discount", one.id): one.name for one in catalog.discounts}
         names |= {("credit", one.id): one.name for one in catalog.grants}
         names |= {(kind, one.id): one.name for kind in COMMITMENT_KINDS for one in catalog.commitments}
+        names |= {("rollover", charge.id): "Carried over" for plan in catalog.plans for charge in plan.charges}
         return names | {(kind, one.id): one.name for kind in ("tax", "included_tax") for one in catalog.tax_rates}
 
     @cached_property
@@ -111,6 +126,49 @@ class Contracts:
         for one in sorted(self.book.catalog.grants, key=lambda one: (one.priority, one.expires or LATEST_TIME, one.id)):
             found.setdefault(one.account, []).append(one)
         return found
+
+    @cached_property
+    def carried_over(self) -> dict[str, dict[tuple[str, str], int]]:
+        """By the billing account that pays for a subscription: the subscription and its charge whose included units are
+        carried over, and in how many further periods at most they can be used."""
+        of_cards = {
+            card.id: _longest(version.prices for version in card.versions) for card in self.book.catalog.rate_cards
+        }
+        found: dict[str, dict[tuple[str, str], int]] = {}
+        for one in self.book.catalog.subscriptions:
+            longest = _longest(prices for _, prices in own_prices(one)) if one.prices or one.changes else {}
+            for plan in one.plans:
+                for charge, periods in of_cards[self.book.plans[plan].rate_card].items():
+                    longest[charge] = max(longest.get(charge, 0), periods)
+            if longest:
+                payer = found.setdefault(self.book.billing_account_of(one.account), {})
+                payer.update({(one.id, charge): periods for charge, periods in longest.items()})
+        return found
+
+    def carries_over(self, key: RatingKey) -> bool:
+        """Whether included units of a charge are carried over to its key."""
+        return (key.subscription_id, key.charge_id) in self.carried_over.get(key.billing_account_id, ())
+
+    def carried_since(self, key: RatingKey) -> datetime:
+        """From when on usage matters to what is carried over to a key."""
+        longest = self.carried_over[key.billing_account_id][key.subscription_id, key.charge_id]
+        return carried_since(self.book.subscriptions[key.subscription_id], longest, key.period_start)
+
+    def carried_from(self, label: str, accounts: Iterable[str]) -> Reach | None:
+        """Whose earlier usage matters to what is carried into periods with a label; None where nothing is."""
+        wanted, instants = [], []
+        for account in accounts:
+            for (name, charge), longest in self.carried_over.get(account, {}).items():
+                subscription = self.book.subscriptions[name]
+                period = period_with_label(label, subscription.calendar)
+                if period is not None and subscription.start < period.start:
+                    wanted.append((account, name, charge))
+                    instants.append((carried_since(subscription, longest, period.start), period.start, subscription))
+        if not wanted:
+            return None
+        since = min(billing_period(at, one.calendar).start for at, _, one in instants)
+        payers, subscriptions, charges = (sorted(set(column)) for column in zip(*wanted))
+        return Reach(payers, subscriptions, charges, since, max(until for _, until, _ in instants))
 
     def promised(self, label: str, accounts: Container[str]) -> Iterator[tuple[str, str, str]]:
         """Tenant, account and currency of those that owe something for a period, used or not."""
@@ -181,6 +239,16 @@ class Contracts:
         """The billing periods of the key's subscription from that which holds `since` up to the key's own."""
         subscription = self.book.subscriptions.get(key.subscription_id)
         return list(billing_periods(since, key.period_end, subscription.calendar)) if subscription else []
+
+
+def _longest(prices: Iterable[Prices]) -> dict[str, int]:
+    """By charge, the most periods for which one of the prices carries included units over; those that do."""
+    found: dict[str, int] = {}
+    for by_charge in prices:
+        for charge, price in by_charge.items():
+            if periods := rollover_periods(price):
+                found[charge] = max(found.get(charge, 0), periods)
+    return found
 
 
 def _payer(account: str | None, subscription: str | None) -> str:
