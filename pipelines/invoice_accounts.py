@@ -23,6 +23,7 @@ from meterline.transforms import clickhouse
 from meterline.transforms.rules.attribution import Directory, directory
 from meterline.transforms.rules.billing.bill import Elsewhere
 from meterline.transforms.rules.billing.contracts import contracts
+from meterline.transforms.rules.billing.exchange import ExchangeError
 from meterline.transforms.rules.fees import Billed, BilledKey, period_label
 from meterline.transforms.rules.invoicing import (
     Statement,
@@ -102,9 +103,10 @@ WHERE invoice_id IN (SELECT invoice_id FROM invoices FINAL WHERE status = 'issue
 GROUP BY ALL
 """
 _ISSUED = """
-SELECT tenant_id, billing_account_id, currency, count() AS issued
-FROM invoices FINAL
-WHERE status = 'issued' AND period = {label:String} AND cityHash64(billing_account_id) % {parts:UInt32} = {part:UInt32}
+SELECT tenant_id, billing_account_id, currency, countIf(status = 'issued') AS issued
+FROM (SELECT * FROM invoices FINAL) AS invoices
+WHERE period = {label:String} AND cityHash64(billing_account_id) % {parts:UInt32} = {part:UInt32}
+  AND (status = 'issued' OR invoice_id IN (SELECT invoice_id FROM invoice_lines))
 GROUP BY ALL
 """
 # What account-wide terms look at: a commitment at the spend of its term, a grant at what other periods have drawn.
@@ -214,12 +216,12 @@ def line_item_totals(
     return used
 
 
-def _posted(rows: pa.Table) -> dict[BilledKey, tuple[Billed, str]]:
+def _posted(rows: pa.Table) -> dict[tuple[BilledKey, str], Billed]:
     posted = {}
     for row in rows.to_pylist():
         key = _key_of(row, tuple(map(tuple, row["dimensions"])))
         one = BilledKey(key, row["account_id"], row["kind"], row["source"])
-        posted[one] = (Billed(row["quantity"], row["amount"]), row["currency"])
+        posted[one, row["currency"]] = Billed(row["quantity"], row["amount"])
     return posted
 
 
@@ -241,9 +243,13 @@ class _InvoiceFn(beam.DoFn):
         if waits:
             statement = in_advance(statement, book, options.now)
         status = "issued" if options.issue else "draft"
-        invoice = next_invoice(
-            statement, book, status=status, made_at=options.now, rounding=options.rounding, ended=ended
-        )
+        try:
+            invoice = next_invoice(
+                statement, book, status=status, made_at=options.now, rounding=options.rounding, ended=ended
+            )
+        except ExchangeError as error:
+            Metrics.string_set("invoice", "not_converted").add(str(error))
+            return
         if invoice is None and waits:
             Metrics.counter("invoice", "not_ended").inc()
             return

@@ -1,4 +1,4 @@
-"""What a line that is no charge was computed from, in words."""
+"""What a line that is no charge was computed from, in words; and from what one that is a charge was converted."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 from decimal import Decimal
 from typing import Any
 
+from meterline.runners.explanation import Conversion
 from meterline.runners.tables import money, number
 
 
@@ -20,13 +21,29 @@ def _rollover(terms: dict[str, Any], currency: str) -> str:
     quantity, included, carried, used = (number(Decimal(terms[name])) for name in _UNITS)
     left_by = ", ".join(f"{number(Decimal(units))} of {label}" for label, units in terms["left_by"].items())
     full, reduced = (number(Decimal(terms[name])) for name in ("full", "reduced"))
+    worth = f"{terms['from']} × {number(Decimal(terms['rate']))}, " if "rate" in terms else ""
     return (
         f"{quantity} used, {included} included, {carried} left over ({left_by}): {used} of them taken, "
-        f"{reduced} in place of {full}, both rounded"
+        f"{reduced} in place of {full}{', ' if not worth else f' {worth}'}both rounded"
     )
 
 
 _UNITS = ("quantity", "included", "carried", "used")
+
+
+def conversion(terms: str) -> Conversion | None:
+    """What the `terms` of a charge's line record; None where it is in the currency of its prices."""
+    if not terms:
+        return None
+    found = json.loads(terms)
+    of, total, rate = (Decimal(found[name]) for name in ("of", "total" if "total" in found else "of", "rate"))
+    return Conversion(found["from"], of, total, rate, found["at"])
+
+
+def conversion_words(one: Conversion, rounded: Decimal, currency: str) -> str:
+    """The computation of a whole rating key."""
+    worth = f"{number(one.total)} {one.currency} × {number(one.rate)} = {money(rounded, currency)}"
+    return f"{worth}, by the rate in force at {one.at}"
 
 
 def _discount(terms: dict[str, Any], currency: str) -> str:

@@ -288,9 +288,13 @@ _LAWS: tuple[tuple[str, str, str], ...] = (
 )
 _ADJUSTMENTS = f"""
 SELECT invoice_id, invoices.tenant_id AS tenant_id, invoices.billing_account_id AS billing_account_id, period,
-       invoices.currency AS currency, sequence, kind, source, subscription_id, charge_id, rate_card_version,
-       period_start, dimensions, terms, amount
-FROM (SELECT * FROM invoice_lines FINAL WHERE kind != 'charge') AS lines
+       invoices.currency AS currency, sequence, kind, source, subscription_id, charge_id, rating_key_id,
+       rate_card_version, period_start, dimensions, terms, amount
+FROM (
+    SELECT * FROM invoice_lines FINAL
+    WHERE kind != 'charge' OR rating_key_id IN (
+        SELECT rating_key_id FROM invoice_lines FINAL WHERE kind = 'charge' AND terms != '')
+) AS lines
 INNER JOIN {_INVOICES} AS invoices USING (invoice_id)
 ORDER BY tenant_id, billing_account_id, period, currency, sequence, invoice_id, line_number
 """
@@ -354,12 +358,12 @@ def _amounts(ask: _Question, book: Directory) -> Finding:
 
 
 def _adjustments(ask: _Question) -> Finding:
-    """Recompute what discounts, tax and the like come to, from the terms that their lines record."""
+    """Recompute what converted charges, discounts, tax and the like come to, from the terms that their lines record."""
     rows = ask.rows(_ADJUSTMENTS)
     wrong = [
         {name: one.row[name] for name in ("invoice_id", "kind", "source")} | {"amount": one.amount, "terms": one.terms}
         for one in adjustments(rows)
         if not one.holds
     ]
-    law = "discounts, credits and tax recompute from the terms on their lines"
+    law = "conversions, discounts, credits and tax recompute from the terms on their lines"
     return Finding(law, f"{len(rows):,} lines", len(wrong), wrong[:FIRST_ROWS])

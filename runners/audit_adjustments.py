@@ -1,4 +1,4 @@
-"""Lines that are no charges, recomputed from the terms that they record: plain arithmetic, without the catalog."""
+"""Lines that record terms, recomputed from these: plain arithmetic, without the catalog."""
 
 from __future__ import annotations
 
@@ -12,16 +12,19 @@ from typing import Any
 from meterline.transforms.rules.money import minor_units
 
 _OWN = {
+    "charge": ("rating_key_id",),
     "tax": ("rate_card_version", "dimensions"),
     "included_tax": ("rate_card_version", "dimensions"),
     "rollover": ("subscription_id", "charge_id", "rate_card_version", "period_start", "dimensions"),
 }
 """What lines of one kind and source are told apart by, where it is more than one amount that they share."""
+_NO_NUMBERS = ("note", "treatment", "left_by", "from", "at")
 
 
 @dataclass(frozen=True)
 class Adjustment:
-    """What the lines of one source come to, up to and with the last invoice that has some."""
+    """What the lines of one source, or of one rating key that is converted, come to, up to and with the last invoice
+    that has some."""
 
     row: dict[str, Any]
     amount: Decimal
@@ -50,7 +53,11 @@ def adjustments(rows: Sequence[dict[str, Any]]) -> Iterator[Adjustment]:
         if row["kind"] != "included_tax" or not row["charge_id"]:
             groups.setdefault(name, []).append(row)
     for lines in groups.values():
-        last = lines[-1]
+        if lines[0]["kind"] == "charge" and not any(line["terms"] for line in lines):
+            continue  # It was billed in the currency of its prices.
+        # Of a charge whose accounts have lines each, one that has nothing of it any more may come last.
+        ending = [line for line in lines if line["sequence"] == lines[-1]["sequence"]]
+        last = next((line for line in reversed(ending) if line["terms"]), lines[-1])
         yield Adjustment(last, _sum(lines), last["terms"])
     # What a tax takes out of the charges that include it mirrors the lines that show it: nothing is left.
     for lines in mirrored.values():
@@ -66,12 +73,15 @@ def _sum(lines: Sequence[dict[str, Any]]) -> Decimal:
 
 def _amounts(kind: str, terms: dict[str, Any], currency: str) -> list[Decimal]:
     """What it may come to; more than one where the way of rounding matters (`--rounding`)."""
-    exact = {name: Fraction(text) for name, text in terms.items() if name not in ("note", "treatment", "left_by")}
+    exact = {name: Fraction(text) for name, text in terms.items() if name not in _NO_NUMBERS}
     match kind:
+        case "charge":
+            return _rounded(exact.get("total", exact["of"]) * exact["rate"], currency)
         case "rollover":
             if not _units_add_up(exact, terms["left_by"]):
                 return []
-            pairs = zip(_rounded(exact["full"], currency), _rounded(exact["reduced"], currency))
+            rate = exact.get("rate", Fraction(1))
+            pairs = zip(_rounded(exact["full"] * rate, currency), _rounded(exact["reduced"] * rate, currency))
             return [-min(full - reduced, Decimal(terms["of"])) for full, reduced in pairs]
         case "discount" if "percent" in terms:
             return [-one for one in _rounded(exact["of"] * exact["percent"] / 100, currency)]

@@ -524,7 +524,7 @@ def invoice(
     if as_json:
         invoices = [{**head, "lines": lines_of(clickhouse, head)} for head in heads]
         print_json({**report.to_json(), "covers": covered.to_json(), **told, "invoices": invoices})
-        return
+        raise typer.Exit(1 if report.not_converted else 0)
     if covered.text:
         out.print(covered.text, highlight=False)
     for head in heads:
@@ -541,6 +541,11 @@ def invoice(
         out.print(
             f"[yellow]{report.not_ended} not issued, the period has not ended yet[/]; --interim issues what is due."
         )
+    for reason in report.not_converted:
+        err.print("[red]no invoice:[/]", end=" ")
+        err.print(reason, markup=False, highlight=False, soft_wrap=True)
+    if report.not_converted:
+        raise typer.Exit(1)
 
 
 @app.command()

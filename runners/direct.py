@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable
+from typing import Any
 
 import apache_beam as beam
 from apache_beam.metrics.metric import MetricsFilter
@@ -17,6 +18,11 @@ def run(build: Callable[[beam.Pipeline], None]) -> dict[str, int]:
     Returns:
       Its counters, by `namespace/name`.
     """
+    return run_and_tell(build)[0]
+
+
+def run_and_tell(build: Callable[[beam.Pipeline], None]) -> tuple[dict[str, int], dict[str, set[str]]]:
+    """The same, with the texts that it has collected (`Metrics.string_set`)."""
     # The state cache measures each cell it holds by walking it: about 1 ms for each element of a stateful step.
     worker_handlers.STATE_CACHE_SIZE_MB = 0
     # Named, because «DirectRunner» may stand for another runner, which would have to be downloaded.
@@ -27,9 +33,15 @@ def run(build: Callable[[beam.Pipeline], None]) -> dict[str, int]:
     gc.enable()
     result = pipeline.run()
     result.wait_until_finish()
-    found = result.metrics().query(MetricsFilter())["counters"]
+    told = result.metrics().query(MetricsFilter())
     counters: dict[str, int] = {}
-    for metric in found:
-        name = f"{metric.key.metric.namespace}/{metric.key.metric.name}"
-        counters[name] = counters.get(name, 0) + metric.committed
-    return counters
+    for metric in told["counters"]:
+        counters[_name(metric)] = counters.get(_name(metric), 0) + metric.committed
+    texts: dict[str, set[str]] = {}
+    for metric in told["string_sets"]:
+        texts.setdefault(_name(metric), set()).update(metric.committed or ())
+    return counters, texts
+
+
+def _name(metric: Any) -> str:
+    return f"{metric.key.metric.namespace}/{metric.key.metric.name}"

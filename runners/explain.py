@@ -11,7 +11,7 @@ from decimal import Decimal, localcontext
 from typing import Any, TypeVar
 
 from meterline.runners import meter_words, tables
-from meterline.runners.adjustment_words import adjustment_words
+from meterline.runners.adjustment_words import adjustment_words, conversion
 from meterline.runners.explanation import (
     Billing,
     CountedEvent,
@@ -489,6 +489,7 @@ def _by_key(heads: Iterable[dict[str, Any]], lines: Iterable[dict[str, Any]]) ->
             line["exact_amount"],
             line["amount"],
             line["currency"],
+            conversion(line["terms"]) if line["line_kind"] == "charge" else None,
         )
         history.setdefault(line["rating_key_id"], []).append((line["account_id"], billing))
     return history
@@ -506,6 +507,12 @@ def _due(lines: Iterable[Billing]) -> tuple[Decimal, Decimal]:
     return due, billed
 
 
+def _priced(lines: Sequence[Billing]) -> Decimal:
+    """The same in the currency of the prices."""
+    converted = lines[-1].conversion if lines else None
+    return _due(lines)[0] if converted is None else converted.amount
+
+
 def _standing(total: Mapping[str, Any] | None, lines: Sequence[Billing], *, fee: bool = False) -> Standing:
     """Where a rating key and account stand. A fee, due without usage, has no line items: its lines say what is due."""
     issued = [line for line in lines if line.status == "issued"]
@@ -513,7 +520,7 @@ def _standing(total: Mapping[str, Any] | None, lines: Sequence[Billing], *, fee:
     if total:
         units, amount = total["units"], total["total"]
     elif fee:
-        units, amount = sum((line.quantity for line in lines), _ZERO), _due(lines)[0]
+        units, amount = sum((line.quantity for line in lines), _ZERO), _priced(lines)
     else:
         units = amount = _ZERO
     return Standing(
@@ -522,7 +529,7 @@ def _standing(total: Mapping[str, Any] | None, lines: Sequence[Billing], *, fee:
         line_items=total["line_items"] if total else 0,
         events=int(total["events"]) if total else 0,
         not_billed_quantity=units - billed_units,
-        not_billed_amount=amount - _due(issued)[0],
+        not_billed_amount=amount - _priced(issued),
     )
 
 
@@ -560,6 +567,7 @@ def _line(
         sequence=this.sequence,
         price=_price(ask, row, prices, tiers) if is_charge else _computed(row),
         fee=fee,
+        conversion=this.conversion,
         rounding=Rounding(
             exact=sum((due for due, _ in sums.values()), _ZERO),
             rounded=sum((billed for _, billed in sums.values()), _ZERO),
@@ -569,7 +577,7 @@ def _line(
             billed_before=share - this.amount,
         ),
         standing=standing,
-        came_after=standing.amount - exact,
+        came_after=standing.amount - _priced(until[row["account_id"]]),
         tiers=_tiers(prices, tiers),
         line_items=items,
         earlier=tuple(one for one in own if one.sequence < this.sequence and one.status == "issued"),

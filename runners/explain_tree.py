@@ -14,6 +14,7 @@ from rich.text import Text
 from rich.tree import Tree
 
 from meterline.runners import tables
+from meterline.runners.adjustment_words import conversion_words
 from meterline.runners.explain import MAX_FOUND
 from meterline.runners.explanation import (
     Billing,
@@ -98,7 +99,8 @@ def _render_invoice(one: Invoice) -> Tree:
             charges.setdefault((line.subscription_id, line.charge_id, line.rate_card_version), []).append(line)
     for (_, charge, version), lines in charges.items():
         texts = dict.fromkeys(line.price.text for line in lines)
-        tree.add(Group(_words((charge, "bold"), f", {said_of(version)}: {'; '.join(texts)}"), _charge_table(lines)))
+        head = _words((charge, "bold"), f", {said_of(version)}: {'; '.join(texts)}")
+        tree.add(Group(head, *_conversions(lines), _charge_table(lines)))
     adjustments: dict[tuple[str, str], list[Line]] = {}
     for line in one.lines:
         if line.line_kind != "charge":
@@ -114,6 +116,16 @@ def _render_invoice(one: Invoice) -> Tree:
         if line.came_after:
             tree.add(_words((f"line {line.line_number}: ", "bold"), *_after(line)))
     return tree
+
+
+def _conversions(lines: Sequence[Line]) -> list[Text]:
+    """What each rating key was converted from, once for all its accounts."""
+    by_key = {line.rating_key_id: line for line in lines}
+    return [
+        _words(("converted: ", "bold"), conversion_words(line.conversion, line.rounding.rounded, line.currency))
+        for line in by_key.values()
+        if line.conversion
+    ]
 
 
 def _charge_table(lines: Sequence[Line]) -> Table:
@@ -178,6 +190,9 @@ def _render_line(one: Line) -> Tree:
         total = sum((tier.amount for tier in one.tiers), _ZERO)
         made.add_row("sum", tables.number(one.standing.quantity), one.unit, tables.number(total), style="bold")
         tree.add(made)
+    if one.conversion:
+        words = conversion_words(one.conversion, one.rounding.rounded, one.currency)
+        tree.add(_words(("converted: ", "bold"), words))
     if one.line_kind == "charge":
         tree.add(_words("rounded: ", *_rounded(one)))
     if one.came_after:
@@ -367,10 +382,11 @@ def _rounded(line: Line) -> tuple[str | tuple[str, str], ...]:
 def _after(line: Line) -> tuple[str | tuple[str, str], ...]:
     left = line.standing.not_billed_amount
     issued_later = any(one.status == "issued" for one in line.later)
-    billed = "billed by later lines" if issued_later and not left else f"{_signed(left)} {line.currency} not yet billed"
+    currency = line.conversion.currency if line.conversion else line.currency
+    billed = "billed by later lines" if issued_later and not left else f"{_signed(left)} {currency} not yet billed"
     return (
         ("≠ ", "yellow"),
-        f"usage that came after: {_signed(line.came_after)} {line.currency}, {billed}; "
+        f"usage that came after: {_signed(line.came_after)} {currency}, {billed}; "
         f"its line items say {tables.number(line.standing.amount)} now",
     )
 

@@ -73,8 +73,21 @@ class Fee(_Node):
 
 
 @dataclass(frozen=True)
+class Conversion(_Node):
+    """A charge of all its accounts in the currency (or custom unit) of its prices, `total`; of it `amount` is the
+    account's. One of it was worth `rate` of the invoice's currency at the instant `at`.
+    """
+
+    currency: str
+    amount: Decimal
+    total: Decimal
+    rate: Decimal
+    at: str
+
+
+@dataclass(frozen=True)
 class Billing(_Node):
-    """An invoice line, in short."""
+    """An invoice line, in short; with `conversion` where prices are in another currency."""
 
     invoice_line_id: str
     invoice_id: str
@@ -87,11 +100,13 @@ class Billing(_Node):
     exact_amount: Decimal
     amount: Decimal
     currency: str
+    conversion: Conversion | None
 
 
 @dataclass(frozen=True)
 class Standing(_Node):
-    """What the line items of a rating key and account say now, and how much of it no issued invoice has billed."""
+    """What the line items of a rating key and account say now, and how much of it no issued invoice has billed; in the
+    currency of the prices."""
 
     quantity: Decimal
     amount: Decimal
@@ -191,8 +206,8 @@ class Rounding(_Node):
 class Line(_Node):
     """A line of an invoice.
 
-    `came_after` is what its line items say now, less what they said when the line was made: 0 where the line items
-    still add up to what it bills. Line items are told when the line itself is asked for.
+    `came_after` is what its line items say now, less what they said when the line was made, in the currency of the
+    prices: 0 where the line items still add up to what it bills. Line items are told when the line itself is asked for.
     """
 
     KIND = "invoice_line"
@@ -225,6 +240,7 @@ class Line(_Node):
     source: str
     price: Price
     fee: Fee | None
+    conversion: Conversion | None
     rounding: Rounding
     standing: Standing
     came_after: Decimal

@@ -297,13 +297,15 @@ def _display(console: Console | None, size: int) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class InvoiceReport:
-    """What a run of the invoice job did: how many statements became drafts or invoices, or bill nothing."""
+    """What a run of the invoice job did: how many statements became drafts or invoices, or bill nothing; and why some
+    could not be converted to their invoice's currency, so that nothing was made of them."""
 
     period: str
     drafts: int
     issued: int
     nothing_to_bill: int
     not_ended: int
+    not_converted: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         return dict(vars(self))
@@ -315,9 +317,10 @@ def make_invoices(options: invoice_accounts.Options) -> InvoiceReport:
 
     clickhouse.ready(options.clickhouse)
     with held(options.clickhouse, "invoice_accounts"):
-        counters = direct.run(lambda pipeline: invoice_accounts.build(pipeline, options))
+        counters, texts = direct.run_and_tell(lambda pipeline: invoice_accounts.build(pipeline, options))
     count: Callable[[str], int] = lambda name: counters.get(f"invoice/{name}", 0)  # noqa: E731
-    return InvoiceReport(options.period, count("draft"), count("issued"), count("nothing_to_bill"), count("not_ended"))
+    counts = count("draft"), count("issued"), count("nothing_to_bill"), count("not_ended")
+    return InvoiceReport(options.period, *counts, tuple(sorted(texts.get("invoice/not_converted", ()))))
 
 
 @dataclass(frozen=True)

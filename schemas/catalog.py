@@ -23,6 +23,7 @@ from pydantic import (
 
 from meterline.schemas.calendars import FIRST_ANCHOR, Calendar, moved_on
 from meterline.schemas.catalog_allowances import IncludedRollover
+from meterline.schemas.catalog_exchange import CustomUnit, Denomination, ExchangeRate
 from meterline.schemas.catalog_fields import (
     BasisPoints,
     Currency,
@@ -405,7 +406,7 @@ class RateCard(Record):
 
     id: Id
     name: Name = ""
-    currency: Currency
+    currency: Denomination
     prices_include_tax: Annotated[Flag, unless(False)] = Field(
         False, description="Whether tax is part of the prices; else it comes on top."
     )
@@ -465,6 +466,9 @@ class Account(Record):
     )
     tax: Annotated[AccountTax | None, unless(None)] = Field(
         None, description="Of a billing account: where it is taxed; none for no tax."
+    )
+    invoice_currency: Annotated[Currency | None, unless(None)] = Field(
+        None, description="Of a billing account: what all it pays for is converted to; as the prices are, if none."
     )
 
     @property
@@ -643,6 +647,8 @@ class Catalog(Record):
     tax_rates: Annotated[tuple[TaxRate, ...], unless(())] = ()
     commitments: Annotated[tuple[Commitment, ...], unless(())] = ()
     grants: Annotated[tuple[Grant, ...], unless(())] = ()
+    custom_units: Annotated[tuple[CustomUnit, ...], unless(())] = ()
+    exchange_rates: Annotated[tuple[ExchangeRate, ...], unless(())] = ()
 
     @cached_property
     def digest(self) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import NamedTuple, Protocol, TypeVar
 
-from meterline.schemas import catalog_allowance_checks, catalog_money_checks
+from meterline.schemas import catalog_allowance_checks, catalog_exchange_checks, catalog_money_checks
 from meterline.schemas.catalog import (
     Account,
     AnyPrice,
@@ -47,7 +47,9 @@ def findings(catalog: Catalog, broken: Mapping[str, Collection[str]], complete: 
     yield from _carried_over(catalog)
     yield from catalog_allowance_checks.findings(catalog)
     yield from _overlaps(catalog)
-    yield from catalog_money_checks.findings(catalog, complete and not any(broken.values()))
+    is_whole = complete and not any(broken.values())
+    yield from catalog_money_checks.findings(catalog, is_whole)
+    yield from catalog_exchange_checks.findings(catalog, is_whole)
 
 
 def _equal_ids(catalog: Catalog) -> Iterator[Finding]:
@@ -69,6 +71,8 @@ _KINDS = {
     "tax_rates": "tax rate",
     "commitments": "commitment",
     "grants": "grant",
+    "custom_units": "custom unit",
+    "exchange_rates": "exchange rate",
 }
 
 
@@ -96,6 +100,7 @@ def _references(catalog: Catalog) -> Iterator[tuple[Place, str, str]]:
             if change.plan is not None:
                 yield ("subscriptions", number, "changes", position, "plan"), "plans", change.plan
     yield from catalog_money_checks.references(catalog)
+    yield from catalog_exchange_checks.references(catalog)
 
 
 class _HasId(Protocol):

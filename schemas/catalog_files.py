@@ -3,9 +3,9 @@
     catalog = load_catalog("catalog/")
 
 Files may have any names, since each says under its top-level keys what it holds: `meters`, `rate_cards`,
-`plans`, `accounts`, `subscriptions`, `discounts`,
-`redemptions`, `tax_rates`, `commitments`, `grants`. `python -m meterline.schemas.catalog_files` prints the JSON Schema
-that editors complete and check catalog files with.
+`plans`, `accounts`, `subscriptions`, `discounts`, `redemptions`, `tax_rates`, `commitments`, `grants`, `custom_units`,
+`exchange_rates`. `python -m meterline.schemas.catalog_files` prints the JSON Schema that editors complete and check
+catalog files with.
 """
 
 from __future__ import annotations
@@ -55,6 +55,7 @@ from meterline.schemas.catalog import (
     Volume,
 )
 from meterline.schemas.catalog_allowances import IncludedRollover
+from meterline.schemas.catalog_exchange import CustomUnit, DatedRate, ExchangeRate
 from meterline.schemas.catalog_fields import ID_PATTERN, PATH_PATTERN, Record
 from meterline.schemas.catalog_money import (
     AccountTax,
@@ -67,6 +68,7 @@ from meterline.schemas.catalog_money import (
     TaxRate,
 )
 from meterline.schemas.catalog_quotes import COMPARED, in_quotes
+from meterline.schemas.currency import UNIT_PATTERN
 from meterline.schemas.meters import Meter
 
 MAX_DEPTH = 32
@@ -83,6 +85,8 @@ SECTIONS: dict[str, type[Record]] = {
     "tax_rates": TaxRate,
     "commitments": Commitment,
     "grants": Grant,
+    "custom_units": CustomUnit,
+    "exchange_rates": ExchangeRate,
 }
 _PRICES: dict[str, type[Record]] = {
     "per_unit": PerUnit,
@@ -115,6 +119,7 @@ _MODELS: dict[str, type[Record]] = {
     "rollover": Rollover,
     "included_rollover": IncludedRollover,
     "rates": DatedPercent,
+    "exchange_rates.rates": DatedRate,
 }
 _SINGULAR = {
     "meters": "meter",
@@ -127,6 +132,8 @@ _SINGULAR = {
     "tax_rates": "tax rate",
     "commitments": "commitment",
     "grants": "grant",
+    "custom_units": "custom unit",
+    "exchange_rates": "exchange rate",
     "rates": "rate",
     "jurisdictions": "jurisdiction",
     "product_codes": "product code",
@@ -157,6 +164,7 @@ _HINTS = {
     "found character that cannot start any token": ": indent with spaces, and quote text that starts with @ or `",
 }
 _PATTERNS = {
+    UNIT_PATTERN: "expected 4 to 50 small letters, digits, '-' and '_', starting with a letter",
     ID_PATTERN: "expected letters, digits, '.', '_' and '-', at most 100, starting with a letter or digit",
     PATH_PATTERN: "expected property names joined by '.'",
     CLOCK_PATTERN: "expected a time of day like '08:00'",

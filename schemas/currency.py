@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 # ISO 4217, list one of 2026-01-01, codes with a minor unit; and ANG and BGN, withdrawn in 2025 and 2026.
 # Not Babel's digits: CLDR counts the coins in use, and gives AFN, ALL, IRR, KPW, LAK, LBP, MGA, MMK, RSD,
 # SOS, SYP and YER (ISO: 2) and IQD (ISO: 3) none.
@@ -20,3 +22,11 @@ _CODES_BY_MINOR_UNITS = {
 }
 MINOR_UNITS = {code: digits for digits, codes in _CODES_BY_MINOR_UNITS.items() for code in codes.split()}
 """Decimals of a currency's minor unit: 2 for USD, 0 for JPY, 3 for KWD."""
+
+UNIT_PATTERN = r"^[a-z][a-z0-9_-]{3,49}$"
+"""Ids of custom units: four characters or more, so that none is a currency's code, however it is written."""
+
+
+def is_unit(name: str) -> bool:
+    """Whether it is the id of a custom unit, not a currency."""
+    return re.fullmatch(UNIT_PATTERN, name) is not None

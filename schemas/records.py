@@ -133,7 +133,7 @@ class InvoiceLine(NamedTuple):
 
     Fixed fees have a key without meter. `amount` is rounded to the minor unit, `exact_amount` is what was rounded, for
     all accounts of the key together. What is no `charge` is of another `kind`, by the catalog's record `source` with
-    the `terms` it was computed from (docs/rules.md, section 18).
+    the `terms` it was computed from (docs/rules.md, section 18); a charge has terms where it was converted.
     """
 
     key: RatingKey
@@ -162,7 +162,7 @@ class InvoiceLine(NamedTuple):
     def content(self) -> list[str]:
         """What may not change once it is issued."""
         numbers = (f"{self.quantity:f}", f"{self.amount:f}")
-        terms = (self.terms,) if self.by else ()
+        terms = (self.terms,) if self.by or self.terms else ()
         return [self.key.text, self.account_id, self.unit, *numbers, self.reason, *self.by, *terms]
 
 

@@ -20,6 +20,7 @@ from meterline.schemas.records import Invoice, RatingKey
 from meterline.transforms import catalogs, clickhouse, recorded
 from meterline.transforms.recorded_parts import Found
 from meterline.transforms.rules.attribution import Directory, directory
+from meterline.transforms.rules.billing.exchange import ExchangeError
 from meterline.transforms.rules.money import RoundingMode
 from meterline.transforms.rules.what_if import (
     Change,
@@ -152,11 +153,17 @@ def simulate(
     else:
         before = _stored(url, period, books[0], console)
     found, after = _rated(url, period, books[1], today, "new", console)
+    try:
+        of_today, of_new = (
+            invoices_of(period, book, used, rounding) for book, used in zip(books, (before, after.used))
+        )
+    except ExchangeError as error:
+        raise InputError(str(error)) from None
     return Simulation(
         period,
         (today.digest, new.digest),
-        invoices_of(period, books[0], before, rounding),
-        invoices_of(period, books[1], after.used, rounding),
+        of_today,
+        of_new,
         found.events,
         {reason: count for reason, count in sorted(found.rejected.items()) if count},
         dict(sorted(after.unpriced.items())),

@@ -31,7 +31,7 @@ KEYS = (key("input-tokens", "large"), key("input-tokens", "small"), key("request
 amounts = st.decimals(min_value=-10_000, max_value=10_000, places=18).map(
     lambda amount: amount.quantize(Decimal("1e-18"))
 )
-billed = st.builds(Billed, st.integers(0, 10**9).map(Decimal), amounts)
+billed = st.builds(Billed, st.integers(0, 10**9).map(Decimal), amounts, st.just(""))
 dues = st.dictionaries(
     st.tuples(st.sampled_from(KEYS), st.sampled_from(("acme-search", "acme-assist", "acme"))).map(
         lambda one: BilledKey(*one)

@@ -337,7 +337,7 @@ _KEY = names(
     "dimensions period_start period_end"
 )
 _BILLING = names("invoice_line_id invoice_id invoice_number status sequence made_at reason quantity exact_amount")
-_BILLING |= {"amount", "currency"}
+_BILLING |= {"amount", "currency", "conversion"}
 _STANDING = names("quantity amount line_items events not_billed_quantity not_billed_amount")
 _TIER = names("tier above up_to quantity unit_price per packages flat_fee amount")
 _COUNTED = names("time source id subject quantity counted_value payload voided")
@@ -346,7 +346,7 @@ _ITEM = {"kind", *_KEY} | names(
     "voided_count revision events standing billed_by meter"
 )
 _LINE = {"kind", *_KEY, *_BILLING} - {"made_at"} | names(
-    "line_number description meter unit line_kind source price fee rounding standing came_after tiers line_items "
+    "line_number description meter unit line_kind source price fee conversion rounding standing came_after tiers line_items "
     "earlier later"
 )
 

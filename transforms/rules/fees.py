@@ -28,10 +28,11 @@ class BilledKey(NamedTuple):
 
 
 class Billed(NamedTuple):
-    """What was used or billed: units of the meter, and currency units."""
+    """What was used or billed: units of the meter, and currency units, of `currency` where it is not the invoice's."""
 
     quantity: Decimal
     amount: Decimal
+    currency: str = ""
 
 
 class Share(NamedTuple):

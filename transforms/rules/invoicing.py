@@ -15,6 +15,7 @@ from meterline.transforms.rules.billing.commitments import commitments
 from meterline.transforms.rules.billing.contracts import COMMITMENT_KINDS, contracts
 from meterline.transforms.rules.billing.credits import credits
 from meterline.transforms.rules.billing.discounts import discounts
+from meterline.transforms.rules.billing.exchange import without_part
 from meterline.transforms.rules.billing.rollover import rollover
 from meterline.transforms.rules.billing.taxes import taxes
 from meterline.transforms.rules.contracts import TRIAL
@@ -24,7 +25,7 @@ from meterline.transforms.rules.money import RoundingMode
 STEPS: tuple[Step, ...] = (rollover, discounts, commitments, credits, taxes)
 """From charges to what is to be paid, in this order."""
 _NOTHING = Target(Decimal(0), Decimal(0), Decimal(0))
-_OF_RATES = ("tax", "included_tax")  # A source has several, each with terms of its own.
+_OF_ONE_LINE = ("charge", "tax", "included_tax")  # A source has several, each with terms of its own.
 _ORDER = ("charge", "rollover", "discount", *COMMITMENT_KINDS, "credit", "included_tax", "tax")
 
 
@@ -33,7 +34,7 @@ class Statement:
     """All that determines the next invoice of a billing account, period and currency.
 
     Args:
-      due: By rating key and account, what the line items and fees say by now (exact).
+      due: By rating key and account, what the line items and fees say by now (exact, in the currency of the prices).
       posted: The same of the lines of issued invoices (rounded).
       sequence: Number of invoices issued so far.
       elsewhere: What issued invoices of the account's other periods say, where its contracts ask for it.
@@ -69,7 +70,8 @@ def next_invoice(
     """
     targets = targets_of(statement, book, rounding, ended, made_at)
     # A line that is given back is of a discount that others may still have: it says what that comes to now.
-    terms = {_origin(one): target.terms for one, target in targets.items() if one.kind not in _OF_RATES}
+    terms = {_origin(one): target.terms for one, target in targets.items() if one.kind not in _OF_ONE_LINE}
+    of_charges = {one.key: target.terms for one, target in targets.items() if one.kind == "charge"}
     lines = []
     # What was billed before the period closed is no first bill of it.
     opened = any(one.kind == "charge" and not is_in_advance(one.key, book) for one in statement.posted)
@@ -93,7 +95,7 @@ def next_invoice(
                 reason=_reason(one, opened or before is not None, quantity),
                 kind=one.kind,
                 source=one.source,
-                terms=target.terms or terms.get(_origin(one), ""),
+                terms=target.terms or _left(one, terms, of_charges),
             )
         )
     if not lines or (statement.sequence and not any(line.amount for line in lines)):
@@ -108,6 +110,15 @@ def next_invoice(
         tuple(lines),
         made_at,
     )
+
+
+def _left(
+    one: BilledKey, terms: Mapping[tuple[str, str, RatingKey | None], str], of_charges: Mapping[RatingKey, str]
+) -> str:
+    """The terms of what is given back: of a source, or of a charge that was converted, as others have it now."""
+    if one.kind != "charge":
+        return terms.get(_origin(one), "")
+    return without_part(of_charges.get(one.key, ""))
 
 
 def has_ended(statement: Statement, book: Directory, now: datetime) -> bool:
@@ -149,6 +160,10 @@ def targets_of(
         earlier=statement.earlier,
     )
     return made(statement.due, statement.currency, around, STEPS)
+
+
+def _payer(one: BilledKey) -> tuple[str, str, str]:
+    return one.key.tenant_id, one.key.billing_account_id, one.key.subscription_id
 
 
 def _place(one: BilledKey) -> tuple[object, ...]:
@@ -221,7 +236,7 @@ def statements(
     label: str,
     book: Directory,
     used: Mapping[BilledKey, tuple[Billed, str]],
-    posted: Mapping[BilledKey, tuple[Billed, str]],
+    posted: Mapping[tuple[BilledKey, str], Billed],
     issued: Mapping[tuple[str, str, str], int],
     billing_accounts: Sequence[str],
     elsewhere: Mapping[tuple[str, str, str], Sequence[Elsewhere]] | None = None,
@@ -231,27 +246,36 @@ def statements(
 
     Args:
       used: What line items of the period's keys say, with the currency.
-      posted: What issued invoices of the period's label billed, with the currency.
-      issued: How many were issued, by (tenant, billing account, currency).
+      posted: What issued invoices of the period's label billed, by key and currency: two may have the same tax.
+      issued: How many were issued, by (tenant, billing account, currency); of those that have a draft alone, none.
       billing_accounts: Those wanted.
       elsewhere: What issued invoices of other periods say, of those with commitments or grants, likewise.
       earlier: Units used in earlier periods by rating key, of those whose included units are carried over, by (tenant,
         billing account).
     """
     wanted = set(billing_accounts)
+    terms = contracts(book)
     due: dict[tuple[str, str, str], dict[BilledKey, Billed]] = {}
     before: dict[tuple[str, str, str], dict[BilledKey, Billed]] = {}
     fees = {
         one: (billed, currency)
         for one, billed, currency, _ in charges_without_usage(label, book, [one.key for one in used])
     }
-    for source, target in (({**used, **fees}, due), (posted, before)):
-        for one, (billed, currency) in source.items():
-            if one.key.billing_account_id in wanted:
-                group = (one.key.tenant_id, one.key.billing_account_id, currency)
-                target.setdefault(group, {})[one] = billed
-    terms = contracts(book)
-    for group in sorted({*due, *before, *terms.promised(label, wanted)}):
+    settled: dict[tuple[str, str, str], str] = {}
+    for (one, currency), billed in posted.items():
+        if one.key.billing_account_id in wanted:
+            before.setdefault((one.key.tenant_id, one.key.billing_account_id, currency), {})[one] = billed
+            settled[_payer(one)] = currency
+    for one, (billed, currency) in {**used, **fees}.items():
+        account = one.key.billing_account_id
+        if account in wanted:
+            # What has been billed of a subscription in a period stays in its currency, whatever the account says now.
+            into = settled.get(_payer(one)) or terms.exchange.invoice_currency(account, currency)
+            group = (one.key.tenant_id, account, into)
+            due.setdefault(group, {})[one] = billed if into == currency else billed._replace(currency=currency)
+    # A draft in a currency that nothing is due in any more is made anew, without lines.
+    drafted = (group for group in issued if group[1] in wanted)
+    for group in sorted({*due, *before, *terms.promised(label, wanted), *drafted}):
         yield Statement(
             *group[:2],
             label,

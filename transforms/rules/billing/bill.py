@@ -15,6 +15,7 @@ import msgspec
 from meterline.schemas.records import RatingKey
 from meterline.transforms.rules.attribution import Directory
 from meterline.transforms.rules.billing.contracts import Contracts
+from meterline.transforms.rules.billing.exchange import Conversion, kept
 from meterline.transforms.rules.fees import Billed, BilledKey
 from meterline.transforms.rules.money import (
     EXACT,
@@ -99,21 +100,32 @@ class Bill:
     """Under construction, step by step.
 
     `targets` are the lines. `net` is what is left to pay of each line that can be discounted, credited and taxed.
+    `conversions` has the charges whose prices are in another currency.
     """
 
     currency: str
     targets: dict[BilledKey, Target] = field(default_factory=dict)
     net: dict[BilledKey, Decimal] = field(default_factory=dict)
+    conversions: dict[RatingKey, Conversion] = field(default_factory=dict)
 
-    def charge(self, due: Mapping[BilledKey, Billed], rounding: RoundingMode) -> None:
-        """Put charges on it: each rating key is rounded once, and its accounts share the rounding."""
+    def charge(self, due: Mapping[BilledKey, Billed], around: Circumstances) -> None:
+        """Put charges on it: each rating key is converted and rounded once, and its accounts share the rounding.
+
+        Raises:
+          ExchangeError: one is in another currency, and no rate to the invoice's is in force.
+        """
         keys: dict[RatingKey, dict[BilledKey, Billed]] = {}
         for one in sorted(due):
             keys.setdefault(one.key, {})[one] = due[one]
-        for of_key in keys.values():
-            rounded = round_parts([billed.amount for billed in of_key.values()], self.currency, rounding)
-            for (one, billed), amount in zip(of_key.items(), rounded):
-                self.targets[one] = Target(billed.quantity, billed.amount, amount)
+        for key, of_key in keys.items():
+            exact = {one: (billed.amount, "") for one, billed in of_key.items()}
+            if source := next((billed.currency for billed in of_key.values() if billed.currency), ""):
+                found = around.contracts.exchange.conversion(key, source, self.currency)
+                self.conversions[key] = found
+                exact = found.of(of_key)
+            rounded = round_parts([amount for amount, _ in exact.values()], self.currency, around.rounding)
+            for (one, (part, terms)), amount in zip(exact.items(), rounded):
+                self.targets[one] = Target(of_key[one].quantity, kept(part) if terms else part, amount, terms)
                 self.net[one] = amount
 
     def add(self, one: BilledKey, amount: Decimal, terms: Mapping[str, object], *, to_pay: bool = False) -> None:
@@ -158,7 +170,7 @@ def made(
     """All lines: the charges, and what each step in turn adds."""
     with localcontext(EXACT):
         bill = Bill(currency)
-        bill.charge(due, around.rounding)
+        bill.charge(due, around)
         for step in steps:
             step(bill, around)
         return bill.targets

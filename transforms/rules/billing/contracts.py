@@ -15,6 +15,7 @@ from meterline.schemas.event import LATEST_TIME
 from meterline.schemas.records import RatingKey
 from meterline.transforms.rules.allowances import carried_since
 from meterline.transforms.rules.attribution import Directory
+from meterline.transforms.rules.billing.exchange import Exchange
 from meterline.transforms.rules.contracts import own_prices
 from meterline.transforms.rules.periods import (
     Period,
@@ -40,6 +41,10 @@ class Reach(NamedTuple):
 @dataclass(frozen=True)
 class Contracts:
     book: Directory
+
+    @cached_property
+    def exchange(self) -> Exchange:
+        return Exchange(self.book)
 
     @cached_property
     def subscriptions(self) -> dict[str, list[Subscription]]:

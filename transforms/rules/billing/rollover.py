@@ -58,7 +58,9 @@ def _take_off(bill: Bill, around: Circumstances, use: Use, quantity: Decimal, li
     """What the units cost, as if they had not been used; never less than nothing, as where a volume price rises."""
     full, reduced = charge(use.price, quantity), charge(use.price, quantity - use.used)
     of = sum((bill.net[one] for one in lines), _ZERO)
-    off = min(bill.rounded(full, around.rounding) - bill.rounded(reduced, around.rounding), of)
+    converted = bill.conversions.get(lines[0].key)
+    rate = converted.rate if converted else Decimal(1)
+    off = min(bill.rounded(full * rate, around.rounding) - bill.rounded(reduced * rate, around.rounding), of)
     if off <= 0:
         return
     numbers = {
@@ -71,6 +73,8 @@ def _take_off(bill: Bill, around: Circumstances, use: Use, quantity: Decimal, li
         "of": of,
     }
     terms = {**{name: _text(value) for name, value in numbers.items()}, "left_by": _by_label(use.carried)}
+    if converted:
+        terms |= {"from": converted.source, "rate": _text(rate)}
     for one, part in bill.take(off, lines).items():
         bill.add(one._replace(kind="rollover", source=one.key.charge_id), -part, terms)
 
