@@ -346,8 +346,8 @@ _ITEM = {"kind", *_KEY} | names(
     "voided_count revision events standing billed_by meter"
 )
 _LINE = {"kind", *_KEY, *_BILLING} - {"made_at"} | names(
-    "line_number description meter unit line_kind source price fee conversion rounding standing came_after tiers line_items "
-    "earlier later"
+    "line_number description meter unit line_kind source price fee conversion rounding standing came_after tiers "
+    "line_items earlier later"
 )
 
 

@@ -48,12 +48,13 @@ exchange_rates:
 """
 MISTAKES = [
     ("rate: '0.92'", "rate: '0' #!\n       ", "exchange rate usd-eur, rate 1, rate: must be more than 0, got 0"),
-    ("rate: '0.92'", "rate: 0.92 #!\n       ", "exchange rate usd-eur, rate 1, rate: expected a decimal number in quotes, got 0.92: write '0.92'"),
+    ("rate: '0.92'", "rate: 0.92 #!\n       ",
+     "exchange rate usd-eur, rate 1, rate: expected a decimal number in quotes, got 0.92: write '0.92'"),
     ("rate: '0.92'", "rate: '0.1234567890123456789' #!\n       ",
      "0.1234567890123456789 has 19 decimals, at most 18 are kept exactly"),
     ("2026-05-01T00:00:00Z", "2026-03-31T23:59:59Z #!\n       ",
-     "exchange rate usd-eur, rate 2, effective_from: takes effect at 2026-03-31T23:59:59+00:00, it must be after the one "
-     "that stands before it"),
+     "exchange rate usd-eur, rate 2, effective_from: takes effect at 2026-03-31T23:59:59+00:00, it must be after the "
+     "one that stands before it"),
     ("    to: EUR", "    to: USD #!", "exchange rate usd-eur, to: is USD, like `from`: that is always 1"),
     ("    to: EUR", "    to: credits #!", "exchange rate usd-eur, to: 'credits' is no ISO 4217 currency"),
     ("    from: USD", "    from: usd #!", "exchange rate usd-eur, from: 'usd' is no ISO 4217 currency"),
@@ -82,8 +83,8 @@ MISTAKES = [
      "exchange rate usd-eur, rate 1, effective_from: takes effect at 2026-04-01T00:00:00+00:00, too late for the first "
      "billing period of subscription s1, which ends at 2026-04-01T00:00:00+00:00"),
     ("billed: in_arrears", "billed: in_advance",
-     "takes effect at 2026-03-31T23:59:59+00:00, too late for the first billing period of subscription s1, which starts "
-     "at 2026-03-01T00:00:00+00:00"),
+     "takes effect at 2026-03-31T23:59:59+00:00, too late for the first billing period of subscription s1, which "
+     "starts at 2026-03-01T00:00:00+00:00"),
 ]  # fmt: skip
 
 

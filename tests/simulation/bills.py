@@ -105,7 +105,7 @@ def charges(account: Account, due: dict[Place, Fraction]) -> None:
     for place in sorted(due):
         keys[(*vars(place).values(),)[:-3]].append(place)
     for places in keys.values():
-        exact = [due[place] * account.unit for place in places]
+        exact = [due[place] * worth(place, account) * account.unit for place in places]
         total = account.to_units(sum(exact, Fraction(0)) / account.unit)
         if sum(exact) < 0:
             parts = [-part for part in hand_out([-value for value in exact], -total)]
@@ -114,6 +114,23 @@ def charges(account: Account, due: dict[Place, Fraction]) -> None:
         for place, part in zip(places, parts):
             account.net[place] = part
             account.lines["charge", "", place.subscription, place.charge, place.version, place.account] += part
+
+
+def worth(place: Place, account: Account) -> Fraction:
+    """What one of the charge's currency is in the invoice's: by the last instant of its period, or the first."""
+    plan = by_id(account.catalog["plans"], by_id(account.catalog["subscriptions"], place.subscription)["plan"])
+    card = by_id(account.catalog["rate_cards"], plan["rate_card"])
+    if card["currency"] == account.currency:
+        return Fraction(1)
+    in_advance = card["versions"][0]["prices"][place.charge].get("billed") == "in_advance"
+    at = place.start if in_advance else place.end - timedelta(microseconds=1)
+    (table,) = (
+        one["rates"]
+        for one in account.catalog["exchange_rates"]
+        if (one["from"], one["to"]) == (card["currency"], account.currency)
+    )
+    found = {instant(one["effective_from"]): one["rate"] for one in table}
+    return Fraction(found[max(since for since in found if since <= at)])
 
 
 def covers(record: dict[str, Any], place: Place, catalog: Catalog) -> bool:
@@ -149,7 +166,8 @@ def rollover(account: Account) -> None:
         if not units:
             continue
         full = max(len(of_key) - included, Fraction(0))
-        off = account.to_units(full) - account.to_units(full - units)
+        rate = worth(of_key[0], account)
+        off = account.to_units(full * rate) - account.to_units((full - units) * rate)
         off = min(off, sum(account.net[place] for place in of_key))
         if off > 0:
             account.take("rollover", charge.id, off, of_key)

@@ -50,12 +50,18 @@ class World:
 
     def statement(self, posted: dict[BilledKey, Billed] | None = None, sequence: int = 0) -> Statement:
         due = {
-            billed_key(place): Billed(as_decimal(Fraction(1), 12), as_decimal(amount, 18))
+            billed_key(place): Billed(as_decimal(Fraction(1), 12), as_decimal(amount, 18), self._other_currency(place))
             for place, amount in self.due.items()
         }
         paid = posted or {}
         earlier = dict(self.earlier)
         return Statement("default", "org", LABEL, self.currency, due, paid, sequence, self.elsewhere, earlier)
+
+    def _other_currency(self, place: Place) -> str:
+        """That of the charge's prices, where it is not the invoice's."""
+        plan = next(one["plan"] for one in self.catalog["subscriptions"] if one["id"] == place.subscription)
+        currency = next(one["currency"] for one in self.catalog["rate_cards"] if one["id"] == f"card-{plan}")
+        return "" if currency == self.currency else str(currency)
 
     def shuffled(self, rng: Random) -> World:
         """The same, as if files and totals had come in another order."""
@@ -130,8 +136,32 @@ def make(rng: Random) -> World:
     for card in catalog["rate_cards"] if catalog["commitments"] else ():
         card["prices_include_tax"] = False
     catalog["grants"] = [_grant(rng, number, currency) for number in range(rng.choice([0, 0, 1, 3]))]
+    found = due(rng, catalog)
     elsewhere, earlier = tuple(_elsewhere(rng, catalog, currency)), tuple(_earlier(rng, catalog))
-    return World(catalog, currency, due(rng, catalog), elsewhere, earlier)
+    if rng.random() < 0.4:
+        _set_exchange(rng, catalog, currency)
+    return World(catalog, currency, found, elsewhere, earlier)
+
+
+def _set_exchange(rng: Random, catalog: dict[str, list[dict[str, Any]]], currency: str) -> None:
+    """Prices in another currency, or a custom unit, with rates that change at the bounds of periods."""
+    sources = rng.sample([*(one for one in ("EUR", "USD", "JPY") if one != currency), "credits", "tokens"], 2)
+    catalog["custom_units"] = [{"id": "credits"}, {"id": "tokens"}]
+    catalog["exchange_rates"] = [_exchange_rate(rng, source, currency) for source in sources]
+    cards = rng.sample(catalog["rate_cards"], rng.choice([1, 2, 2]))
+    for card, source in zip(cards, sources):
+        card["currency"] = source
+        if rng.random() < 0.5:
+            card["versions"][0]["prices"]["fee"]["billed"] = "in_advance"
+    if any(card["currency"] in ("EUR", "USD", "JPY") for card in cards) or rng.random() < 0.5:
+        catalog["accounts"][0]["invoice_currency"] = currency
+
+
+def _exchange_rate(rng: Random, source: str, target: str) -> dict[str, Any]:
+    since = {datetime(2024, 1, 1, tzinfo=UTC).isoformat(), *(_instant(rng) for _ in range(rng.randint(0, 3)))}
+    values = ("1", "0.92", "0.000000000000000001", "151.4350", "0.333333333333333333", "12")
+    entries = [{"effective_from": one, "rate": rng.choice(values)} for one in sorted(since)]
+    return {"id": f"{source}-{target}", "from": source, "to": target, "rates": entries}
 
 
 def _commitment(rng: Random, number: int, currency: str) -> dict[str, Any]:
