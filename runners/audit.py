@@ -365,5 +365,5 @@ def _adjustments(ask: _Question) -> Finding:
         for one in adjustments(rows)
         if not one.holds
     ]
-    law = "conversions, discounts, credits and tax recompute from the terms on their lines"
+    law = "discounts, credits and tax recompute from the terms on their lines"
     return Finding(law, f"{len(rows):,} lines", len(wrong), wrong[:FIRST_ROWS])

@@ -26,7 +26,6 @@ STEPS: tuple[Step, ...] = (rollover, discounts, commitments, credits, taxes)
 """From charges to what is to be paid, in this order."""
 _NOTHING = Target(Decimal(0), Decimal(0), Decimal(0))
 _OF_ONE_LINE = ("charge", "tax", "included_tax")  # A source has several, each with terms of its own.
-_ORDER = ("charge", "discount", *COMMITMENT_KINDS, "credit", "included_tax", "tax")
 _ORDER = ("charge", "rollover", "discount", *COMMITMENT_KINDS, "credit", "included_tax", "tax")
 
 
