@@ -86,7 +86,7 @@ def rate_subscription(
     pubsub.find_subscription(subscription)
     clickhouse.ready(url)
     started = time.monotonic()
-    total = jobs.report_of("", {}, (subscription,), datetime.now(UTC), 0.0)
+    total = replace(jobs.report_of("", {}, (subscription,), datetime.now(UTC), 0.0), runs=0)
     batches = 0
     with held(url, "rate_usage"), pubsub.told(subscription), pubsub.subscriber() as client:
         since = catalogs.publish(url, catalog, delay_seconds=0)
@@ -123,9 +123,10 @@ def _rate(taken: _Taken, published: catalogs.PublishedCatalogs, url: str, horizo
 
 
 def _sum(total: jobs.RateReport, more: jobs.RateReport, seconds: float) -> jobs.RateReport:
-    names = ("records", "accepted", "duplicates", "rejected_keys", "line_items")
+    names = ("runs", "records", "accepted", "duplicates", "rejected_keys", "line_items")
     return replace(
         total,
+        run_id=more.run_id,
         received_time=more.received_time,
         rejected=dict(Counter(total.rejected) + Counter(more.rejected)),
         seconds=seconds,

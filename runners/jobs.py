@@ -47,6 +47,7 @@ class RateReport:
     """Where each record of a run went: the conservation law.
 
     `rejected` is by (stage, reason). A rating key that was rejected (stage `rate`) is no record, and counts apart.
+    Where batches were rated each is one of the `runs`, and `run_id` that of the last; empty where none was.
     """
 
     run_id: str
@@ -59,6 +60,7 @@ class RateReport:
     rejected_keys: int
     line_items: int
     seconds: float
+    runs: int = 1
 
     @property
     def adds_up(self) -> bool:
@@ -66,7 +68,8 @@ class RateReport:
 
     def to_json(self) -> dict[str, Any]:
         return {
-            "run_id": self.run_id,
+            "run_id": self.run_id or None,
+            "runs": self.runs,
             "received_time": self.received_time.isoformat(),
             "inputs": list(self.inputs),
             "records": self.records,

@@ -94,7 +94,11 @@ def test_batches_give_the_line_items_of_one_run(meterline: Command, topic: Names
     assert total.adds_up
     assert total.accepted == sum(one.accepted for one in batches)
     assert len(batches) >= 3
-    logged = clickhouse.query(meterline.url, "SELECT inputs, records FROM runs").to_pylist()
+    logged = clickhouse.query(
+        meterline.url, "SELECT run_id, inputs, records FROM runs FINAL ORDER BY started_at"
+    ).to_pylist()
+    assert (total.to_json()["run_id"], total.runs) == (logged[-1]["run_id"], len(logged))
+    assert [one.run_id for one in batches] == [one["run_id"] for one in logged]
     assert sum(one["records"] for one in logged) == 75
     assert all(one["inputs"] == [topic.subscription] for one in logged)
     assert pulled(topic.subscription) == [], "all is acknowledged"
