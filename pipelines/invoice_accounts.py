@@ -359,7 +359,7 @@ def invoice_rows(invoices: list[Invoice]) -> pa.Table:
             "currency": column(lambda one: one.currency),
             "total": column(lambda one: one.total, MONEY),
             "content_hash": column(lambda one: one.content_hash),
-            "corrects": column(lambda one: one.number_of(1) if one.sequence > 1 else ""),
+            "corrects": column(lambda one: one.corrects),
             "made_at": column(lambda one: int(one.made_at.timestamp()), _SECONDS),
             "version": column(
                 lambda one: _ISSUED_VERSION if one.status == "issued" else made,

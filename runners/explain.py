@@ -31,9 +31,11 @@ from meterline.runners.explanation import (
     Voiding,
     visible,
 )
+from meterline.runners.price_names import said_of
 from meterline.runners.price_words import TierTerms, tier_terms
 from meterline.runners.prices_in_force import InForce, in_words_of, prices_of
 from meterline.schemas.catalog import Catalog, Fixed
+from meterline.schemas.meters import Aggregation
 from meterline.schemas.records import RatingKey, line_item_id
 from meterline.schemas.voids import VOID_SOURCE
 from meterline.transforms import clickhouse
@@ -130,6 +132,11 @@ class _Question:
 
     def unit(self, meter_id: str) -> str:
         return self.book.meters[meter_id].unit if self.book and meter_id in self.book.meters else ""
+
+    def value_unit(self, meter_id: str) -> str:
+        """Of an event's own value: a sample of a gauge is in another than the unit-hours that come of it."""
+        meter = self.book.meters.get(meter_id) if self.book else None
+        return "" if meter is None or meter.aggregation is Aggregation.TIME_WEIGHTED_SUM else meter.unit
 
     def meter(self, meter_id: str) -> str:
         return meter_words.in_words(self.book.meters[meter_id]) if self.book and meter_id in self.book.meters else ""
@@ -363,6 +370,7 @@ def _attributed(ask: _Question, events: list[dict[str, Any]]) -> list[Event]:
             period_end=key.period_end,
             quantity=event["quantities"][place],
             unit=ask.unit(key.meter_id),
+            value_unit=ask.value_unit(key.meter_id),
             counted_value=event["counted_values"][place],
             line_item_id=name,
             line_item=items.get(name),
@@ -688,9 +696,9 @@ def _price(
         return Price(prices[0].price.model, text, "catalog")
     recorded = dict.fromkeys(f"tier {tier['tier']} at {tables.number(tier['unit_price'])}" for tier in tiers)
     if prices:
-        why = f"the catalog now has other prices in version {row['rate_card_version']}"
+        why = f"the catalog now has other prices where these were the {said_of(row['rate_card_version'])}"
     elif ask.book is not None:
-        why = f"the catalog has no version {row['rate_card_version']} of this charge any more"
+        why = f"the catalog does not have the {said_of(row['rate_card_version'])} of this charge any more"
     else:
         why = "the whole formula is in the catalog: --catalog FOLDER"
     return Price("", f"as recorded: {', '.join(recorded)} ({why})" if recorded else why, "recorded")

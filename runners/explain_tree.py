@@ -30,7 +30,7 @@ from meterline.runners.explanation import (
     instant_text,
     visible,
 )
-from meterline.runners.price_words import said_of
+from meterline.runners.price_names import said_of
 from meterline.transforms.rules.money import EXACT
 
 _MOST_TEXT = 2_000
@@ -91,7 +91,7 @@ def _render_invoice(one: Invoice) -> Tree:
             (tables.money(one.total, one.currency), "bold"),
         )
     )
-    corrects = f", corrects {one.corrects}" if one.corrects else ""
+    corrects = f", corrects what was billed from {one.corrects} on" if one.corrects else ""
     tree.add(_words(f"{one.status} {instant_text(one.made_at)}{corrects} · ", _id(one.invoice_id)))
     charges: dict[tuple[str, str, str], list[Line]] = {}
     for line in one.lines:
@@ -277,7 +277,9 @@ def _render_event(one: Event) -> Tree:
     for usage in one.usage:
         counted = f" ({usage.counted_value})" if usage.counted_value else ""
         version = f", {said_of(usage.rate_card_version)}" if usage.rate_card_version else ""
-        quantity = f"{tables.number(usage.quantity)} {usage.unit}".strip()
+        quantity = f"{tables.number(usage.quantity)} {usage.value_unit}".strip()
+        if usage.unit and not usage.value_unit:
+            quantity = f"a sample of {quantity}"
         node = tree.add(
             _words(
                 (f"{usage.meter_id}: {quantity}", "bold"),

@@ -272,7 +272,7 @@ class Invoice(_Node):
 
 @dataclass(frozen=True)
 class Usage(_Node):
-    """What one meter made of an event."""
+    """What one meter made of an event; its own value is in `value_unit`, empty for a sample of a gauge."""
 
     meter_id: str
     subscription_id: str
@@ -285,6 +285,7 @@ class Usage(_Node):
     period_end: datetime
     quantity: Decimal
     unit: str
+    value_unit: str
     counted_value: str
     line_item_id: str
     line_item: LineItem | None

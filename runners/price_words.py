@@ -63,18 +63,6 @@ def tier_terms(price: UsagePrice | Fixed, tier: int) -> TierTerms | None:
     return TierTerms(own.unit_price, price.per, above, own.up_to)
 
 
-def said_of(name: str) -> str:
-    """Which price a rating key means by a name (transforms/rules/contracts.py), in words."""
-    if name.startswith("trial:"):
-        return f"trial, before {said_of(name.removeprefix('trial:'))}"
-    if name == "carried:":
-        return "prices in force"
-    if name.startswith("contract:"):
-        return f"price of the contract, {name.removeprefix('contract:')}"
-    plan, slash, version = name.partition("/")
-    return f"prices of {version}, plan {plan}" if slash else f"prices of {name}"
-
-
 def in_words(price: UsagePrice | Fixed, unit: str) -> str:
     """The whole price, as one line of text."""
     if isinstance(price, Fixed):

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from meterline.runners.price_words import in_words, said_of
+from meterline.runners.price_names import said_of
+from meterline.runners.price_words import in_words
 from meterline.schemas.catalog import Fixed, UsagePrice
 from meterline.transforms.rules.attribution import Directory
 from meterline.transforms.rules.contracts import CARRIED

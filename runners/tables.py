@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from meterline.runners.explanation import visible
+from meterline.runners.price_names import column_of
 from meterline.schemas.event import plain_text
 from meterline.transforms.rules.money import minor_units
 
@@ -165,7 +166,7 @@ def invoice_lines(head: dict[str, Any], rows: Sequence[dict[str, Any]]) -> Table
         made.add_row(
             shown(row["description"] + late),
             row["account_id"],
-            row["rate_card_version"],
+            column_of(row["rate_card_version"]) if row["kind"] == "charge" else row["rate_card_version"],
             number(row["quantity"]) if row["kind"] == "charge" else "",
             shown(row["unit"]),
             number(row["exact_amount"]),

@@ -193,6 +193,13 @@ class Invoice(NamedTuple):
             return ""
         return self.number_of(self.sequence)
 
+    @property
+    def corrects(self) -> str:
+        """The number of the period's first invoice, if all its lines move what was billed before. One that bills
+        something for the first time, after fees in advance, only follows."""
+        moves = self.sequence > 1 and all(line.reason in ("late_usage", "correction") for line in self.lines)
+        return self.number_of(1) if moves else ""
+
     def number_of(self, sequence: int) -> str:
         return f"{self.billing_account_id}-{self.period}-{self.currency}-{sequence}"
 

@@ -90,7 +90,7 @@ def notes(simulation: Simulation) -> Iterator[str]:
         "discounts, credits and tax included, as if none of this period or another had been issued."
     )
     if simulation.rejected:
-        yield f"The new catalog would not accept {_counted(simulation.rejected)} of the month's recorded events."
+        yield f"The new catalog would not accept {_counted(simulation.rejected)} of the period's recorded events."
     if simulation.unpriced:
         yield f"No charge of the new catalog prices usage of {_counted(simulation.unpriced)} (counts of events)."
     if simulation.refused:

@@ -285,8 +285,12 @@ def test_a_fee_in_advance_has_its_discount_and_tax_in_advance(database: str, tmp
         ("tax", Decimal("4.75")),
     }
     issue(database, early)
+    # It bills usage for the first time: it corrects nothing. What comes late does.
+    rate(database, early, tmp_path, event("1", "red", 1000), event("2", "red", 10))
+    make_invoices(Options("2026-01", early, database, datetime(2027, 1, 1, tzinfo=UTC)))
+    assert [head["corrects"] for head in invoices_of(database, "2026-01")] == ["", "", "north-2026-01-EUR-1"]
     assert broken(database, early) == []
-    total = sum(head["total"] for head in invoices_of(database, "2026-01"))
+    total = sum(head["total"] for head in invoices_of(database, "2026-01") if head["status"] == "issued")
     # 33.30 − 3.33 of tokens and 30 of the fee, less 5 shared by both: 27.47 with 7 %, 27.50 with 19 %.
     assert total == Decimal("27.47") + Decimal("27.50") + Decimal("1.92") + Decimal("5.22")
 

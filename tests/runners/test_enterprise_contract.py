@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import io
 from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from meterline.pipelines.invoice_accounts import Options
 from meterline.runners.audit import audit
 from meterline.runners.explain import explain
+from meterline.runners.explain_tree import render
 from meterline.runners.invoices import invoices_of, lines_of
 from meterline.runners.jobs import make_invoices, rate_files
+from meterline.runners.tables import invoice_lines
 from meterline.schemas.catalog_files import load_catalog
 
 FOLDER = Path(__file__).parents[2] / "examples" / "enterprise-contract"
@@ -96,6 +100,14 @@ def test_tiers_that_carry_over_have_one_line_for_the_period(database: str, tmp_p
         "requests": "carried:",
         "tokens": "carried:",
     }
+    shown = Console(width=200, record=True, file=io.StringIO())
+    shown.print(invoice_lines(head, lines_of(database, head)))
+    for one in found.values():
+        shown.print(render(explain(database, one["invoice_line_id"], catalog)))
+        shown.print(render(explain(database, one["invoice_line_id"], None)))
+    text = shown.export_text()
+    assert "in force" in text
+    assert "carried" not in text
     # Two of 0.40, one of 0.10 for 1,000.
     assert found["requests"]["exact_amount"] == Decimal("0.0009")
     assert all(not law.broken for law in audit(database, catalog))

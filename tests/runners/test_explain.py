@@ -380,7 +380,7 @@ def test_the_json_is_what_other_programs_rely_on(billed: str, catalog: Catalog) 
     )
     assert set(event["usage"][0]) == names(
         "meter_id subscription_id charge_id rate_card_version rating_key_id dimensions period_start period_end "
-        "meter quantity unit counted_value line_item_id line_item standing billed_by"
+        "meter quantity unit value_unit counted_value line_item_id line_item standing billed_by"
     )
     assert event["time"] == "2026-01-20T00:00:00Z"
     assert event["usage"][-1]["quantity"] == "400.125"
