@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from meterline.schemas.catalog import Catalog
+from meterline.schemas.catalog import LOCAL_TIME, Catalog
 from meterline.schemas.records import Invoice, RatingKey
 from meterline.transforms.rules.attribution import Directory
 from meterline.transforms.rules.billing.contracts import contracts
@@ -211,6 +211,28 @@ def test_prices_that_change(versions: list[dict[str, Any]], usage: dict[str, int
 def test_periods_that_are_cut(subscription: dict[str, Any], label: str, units: int) -> None:
     of = book((START, priced(10)), **subscription)
     assert taken(of, label, {(label, "v0"): 100}) == units
+
+
+def test_bands_of_time_have_nothing_of_what_a_price_without_bands_left() -> None:
+    times = [{"days": ["mon"]}]
+    bands = {"model": "time_of_day", "bands": [{"name": "peak", "times": times, "price": priced(5)}], "default": FREE}
+    of = book((START, priced(10)), ("2026-02-01T00:00:00Z", bands))
+    assert banded(of, "2026-02", 100) == 0
+    assert banded(of, "2026-03", 100) == 5
+
+
+def banded(of: Directory, label: str, units: int) -> Decimal:
+    """What usage in the band takes, where there was none before."""
+    about = key(of, label, "v1")._replace(dimensions=((LOCAL_TIME, "peak"),))
+    price = of.price_of("s", "calls", "v1", about.dimensions)
+    assert price
+    assert price.price
+    due = {BilledKey(about, "a"): Billed(Decimal(units), charge(price.price, Decimal(units)))}
+    invoice = next_invoice(
+        Statement("default", "a", label, "EUR", due, {}, 0), of, status="issued", made_at=NOW, rounding="half_even"
+    )
+    assert invoice
+    return -sum((line.amount for line in invoice.lines if line.kind == "rollover"), Decimal(0))
 
 
 def test_a_unit_less_may_cost_more_and_is_not_charged_for() -> None:

@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from meterline.pipelines.invoice_accounts import Options
 from meterline.runners.audit import audit
 from meterline.runners.explain import explain
+from meterline.runners.jobs import make_invoices
 from meterline.transforms import clickhouse
 from tests.runners.test_billed_credits import CATALOG, Books
 
@@ -73,6 +75,19 @@ commitments:
     sql = "SELECT ledger_account, sum(amount) AS balance FROM postings FINAL GROUP BY 1"
     balances = {row["ledger_account"]: row["balance"] for row in clickhouse.query(database, sql).to_pylist()}
     assert balances["revenue:tokens"] == -3
+
+
+def test_an_invoice_of_fees_alone_leaves_what_was_carried_over(database: str, tmp_path: Path) -> None:
+    fee = "fee: {model: fixed, amount: '5', billed: in_advance}"
+    base = ONE.replace("included_rollover: {}}", "included_rollover: {}}, " + fee)
+    books = Books(database, tmp_path, "", base.replace("meter: tokens}]", "meter: tokens}, {id: fee}]"))
+    books.use(1, 60)
+    books.use(2, 170)
+    early = datetime(2026, 2, 15, tzinfo=UTC)
+    make_invoices(Options("2026-02", books.catalog, database, early, issue=True, interim=True))
+    expected = {"charge": 12, "rollover": -4}
+    assert books.issue(2, now=early) == expected  # Of what was posted, with nothing new.
+    assert books.issue(2) == expected
 
 
 def test_units_last_for_periods_up_to_a_maximum(database: str, tmp_path: Path) -> None:
