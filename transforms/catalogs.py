@@ -16,7 +16,7 @@ import pyarrow as pa
 from meterline.schemas.arrow import MICROSECONDS
 from meterline.schemas.catalog import Catalog
 from meterline.schemas.meters import Meter
-from meterline.transforms import clickhouse
+from meterline.transforms import clickhouse, exchange_rates
 from meterline.transforms.rules.contracts import own_prices
 
 # From its publication until a catalog is in force.
@@ -85,7 +85,8 @@ def check(url: str, catalog: Catalog) -> None:
     """Refuse a catalog that changes what the one published last says of versions and meters that it has.
 
     Raises:
-      ChangedCatalogError: a version of a rate card has other prices, or a meter adds its usage up otherwise.
+      ChangedCatalogError: a version of a rate card has other prices, a meter adds its usage up otherwise, or an
+        exchange rate that was in force is another.
     """
     before = last(url)
     if before is None:
@@ -124,6 +125,11 @@ def check(url: str, catalog: Catalog) -> None:
             f"{', '.join(changed)} has another aggregation, value, filter or unit than in the catalog that was "
             "published last: usage of one billing period would be added up in two ways. Give it back what it had, and "
             "add a meter"
+        )
+    if rates := list(dict.fromkeys(exchange_rates.changed(url, before, catalog))):
+        raise ChangedCatalogError(
+            f"{'; '.join(rates[:5])}{' …' if len(rates) > 5 else ''}. A rate never changes once it was in force: "
+            "give it back, and let a new one take effect later"
         )
 
 

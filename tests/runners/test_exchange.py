@@ -20,7 +20,7 @@ from meterline.runners.invoices import invoices_of, lines_of
 from meterline.runners.jobs import make_invoices, rate_files
 from meterline.schemas.catalog import Catalog
 from meterline.schemas.catalog_files import load_catalog
-from meterline.transforms import clickhouse
+from meterline.transforms import catalogs, clickhouse
 from tests.command import Command
 
 NOW = datetime(2026, 2, 10, tzinfo=UTC)
@@ -289,3 +289,63 @@ def test_one_tax_rate_in_two_currencies_is_billed_once(database: str, tmp_path: 
     rate(database, two, tmp_path, *USAGE)
     assert bill(database, two) == 2
     assert bill(database, two) == 0
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        (
+            'rate: "0.93"',
+            'rate: "0.95"',
+            "from USD to EUR that took effect at 2026-01-31T23:59:59Z was 0.93",
+        ),
+        ("  - {id: credits-eur, from: credits", "  - {id: credits-usd, from: credits", ""),
+        (
+            '      - {effective_from: 2026-01-31T23:59:59Z, rate: "0.93"}\n',
+            "",
+            "the rate from USD to EUR that took effect at 2026-01-31T23:59:59Z was 0.93; the rate from USD to EUR at "
+            "2026-01-31T23:59:59Z was 0.93 on issued invoices",
+        ),
+        (
+            '      - {effective_from: 2026-01-31T23:59:59Z, rate: "0.93"}',
+            '      - {effective_from: 2025-12-31T00:00:00Z, rate: "0.5"}\n'
+            '      - {effective_from: 2026-01-01T00:00:00Z, rate: "0.92"}\n'
+            '      - {effective_from: 2026-01-31T23:59:59Z, rate: "0.93"}',
+            "",
+        ),
+        ('rate: "0.94"}', 'rate: "0.94"}\n      - {effective_from: 2199-01-01T00:00:00Z, rate: "2"}', ""),
+    ],
+    ids=["edited", "another name", "left out", "one before all others", "one to come"],
+)
+def test_a_rate_that_was_in_force_is_never_edited(
+    old: str, new: str, message: str, database: str, catalog: Catalog, tmp_path: Path
+) -> None:
+    clickhouse.ready(database)
+    catalogs.publish(database, catalog, delay_seconds=0)
+    rate(database, catalog, tmp_path, *USAGE)
+    bill(database, catalog)
+    assert old in CATALOG
+    text = CATALOG.replace(old, new)
+    if "2025-12-31" in new:
+        text = text.replace('      - {effective_from: 2026-01-01T00:00:00Z, rate: "0.92"}\n', "", 1)
+    changed = loaded(tmp_path / "changed", text)
+    if not message:
+        catalogs.check(database, changed)
+        return
+    with pytest.raises(catalogs.ChangedCatalogError) as refused:
+        catalogs.check(database, changed)
+    assert message in str(refused.value)
+
+
+def test_a_rate_that_comes_later_changes_none_that_invoices_were_made_by(
+    database: str, catalog: Catalog, tmp_path: Path
+) -> None:
+    early = loaded(tmp_path / "early", "\n".join(one for one in CATALOG.splitlines() if '"0.93"' not in one))
+    rate(database, early, tmp_path, *USAGE)
+    catalogs.publish(database, early, delay_seconds=0)
+    bill(database, early, now=datetime(2026, 1, 15, tzinfo=UTC), interim=True)
+    catalogs.check(database, catalog)  # January had not ended.
+    rate(database, early, tmp_path, event("late", "red", "call", 1_000))
+    assert bill(database, early) == 1
+    with pytest.raises(catalogs.ChangedCatalogError, match=r"at 2026-01-31T23:59:59Z was 0\.92 on issued"):
+        catalogs.check(database, catalog)
