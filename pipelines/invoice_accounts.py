@@ -18,6 +18,7 @@ from apache_beam.metrics import Metrics
 
 from meterline.schemas.arrow import MONEY, QUANTITY
 from meterline.schemas.catalog import Catalog
+from meterline.schemas.event import plain_text
 from meterline.schemas.records import Invoice, InvoiceLine, RatingKey
 from meterline.transforms import clickhouse
 from meterline.transforms.rules.attribution import Directory, directory
@@ -156,22 +157,9 @@ class _ReadTotalsFn(beam.DoFn):
             for row in clickhouse.query(options.clickhouse, _ISSUED, parameters).to_pylist()
         }
         wanted = self._wanted(part, book)
-        elsewhere, earlier = self._elsewhere(book, wanted), self._earlier(book, wanted)
+        elsewhere = billed_elsewhere(options.clickhouse, options.period, book, wanted)
+        earlier = self._earlier(book, wanted)
         yield from statements(options.period, book, used, posted, issued, wanted, elsewhere, earlier)
-
-    def _elsewhere(self, book: Directory, wanted: list[str]) -> dict[tuple[str, str, str], list[Elsewhere]]:
-        terms = contracts(book)
-        accounts = [name for name in wanted if name in terms.commitments or name in terms.grants]
-        found: dict[tuple[str, str, str], list[Elsewhere]] = {}
-        if accounts:
-            parameters = {"accounts": accounts, "label": self._options.period}
-            for row in clickhouse.query(self._options.clickhouse, _ELSEWHERE, parameters).to_pylist():
-                group = (row["tenant_id"], row["billing_account_id"], row["currency"])
-                key = _key_of(row, ())
-                found.setdefault(group, []).append(
-                    Elsewhere(row["label"], row["kind"], row["source"], key, row["amount"])
-                )
-        return found
 
     def _earlier(self, book: Directory, wanted: list[str]) -> dict[tuple[str, str], dict[RatingKey, Decimal]]:
         reach = contracts(book).carried_from(self._options.period, wanted)
@@ -214,6 +202,23 @@ def line_item_totals(
         if found == label:
             used[BilledKey(key, row["account_id"])] = (Billed(row["quantity"], row["amount"]), row["currency"])
     return used
+
+
+def billed_elsewhere(
+    url: str, label: str, book: Directory, accounts: Iterable[str]
+) -> dict[tuple[str, str, str], list[Elsewhere]]:
+    """What issued invoices of other periods say, by tenant, billing account and currency, of the accounts with
+    commitments or grants."""
+    terms = contracts(book)
+    asked = [name for name in accounts if name in terms.commitments or name in terms.grants]
+    found: dict[tuple[str, str, str], list[Elsewhere]] = {}
+    if asked:
+        for row in clickhouse.query(url, _ELSEWHERE, {"accounts": asked, "label": label}).to_pylist():
+            group = (row["tenant_id"], row["billing_account_id"], row["currency"])
+            key = _key_of(row, ())
+            amount = Decimal(plain_text(row["amount"]))  # Terms show what is left, without the column's zeros.
+            found.setdefault(group, []).append(Elsewhere(row["label"], row["kind"], row["source"], key, amount))
+    return found
 
 
 def _posted(rows: pa.Table) -> dict[tuple[BilledKey, str], Billed]:

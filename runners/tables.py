@@ -166,7 +166,7 @@ def invoice_lines(head: dict[str, Any], rows: Sequence[dict[str, Any]]) -> Table
         made.add_row(
             shown(row["description"] + late),
             row["account_id"],
-            column_of(row["rate_card_version"]) if row["kind"] == "charge" else row["rate_card_version"],
+            column_of(row["rate_card_version"]),
             number(row["quantity"]) if row["kind"] == "charge" else "",
             shown(row["unit"]),
             number(row["exact_amount"]),

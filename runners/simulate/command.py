@@ -51,8 +51,8 @@ def register(app: typer.Typer, out: Console, err: Console, print_json: Callable[
 
         Nothing is written. Change a copy of your catalog in any way (prices, plans, subscriptions, meters, dimensions),
         and see what the same events would have cost: to the cent what `rate` and `invoice` would give for them in an
-        empty database. Amounts are whole invoices with fees, discounts, credits and tax, as if none had been issued; of
-        grants and commitments for several periods, other periods are not looked at.
+        empty database. Amounts are whole invoices with fees, discounts, credits and tax, as if none of the period had
+        been issued; of grants and commitments for several periods, both sides go by what was issued for the others.
 
         Today's side is what the stored line items say, with the fees, discounts and tax of today's catalog.
         """

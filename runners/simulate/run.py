@@ -12,7 +12,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from meterline.pipelines.invoice_accounts import UnknownSubscriptionError, line_item_totals
+from meterline.pipelines.invoice_accounts import UnknownSubscriptionError, billed_elsewhere, line_item_totals
 from meterline.runners.jobs import InputError
 from meterline.schemas.catalog import Catalog
 from meterline.schemas.catalog_files import load_catalog
@@ -20,6 +20,7 @@ from meterline.schemas.records import Invoice, RatingKey
 from meterline.transforms import catalogs, clickhouse, recorded
 from meterline.transforms.recorded_parts import Found
 from meterline.transforms.rules.attribution import Directory, directory
+from meterline.transforms.rules.billing.bill import Elsewhere
 from meterline.transforms.rules.billing.exchange import ExchangeError
 from meterline.transforms.rules.money import RoundingMode
 from meterline.transforms.rules.what_if import (
@@ -44,7 +45,7 @@ class Simulation:
     """What each account would pay for a period.
 
     Args:
-      today: Its invoices by what is stored, as if none had been issued.
+      today: Its invoices by what is stored, as if none of the period had been issued.
       new: The same under the new catalog.
       events: Recorded events that were read.
       rejected: Of these, in the UTC days that name the period, how many the new catalog would not accept, by reason.
@@ -155,7 +156,8 @@ def simulate(
     found, after = _rated(url, period, books[1], today, "new", console)
     try:
         of_today, of_new = (
-            invoices_of(period, book, used, rounding) for book, used in zip(books, (before, after.used))
+            invoices_of(period, book, used, rounding, _elsewhere(url, period, book))
+            for book, used in zip(books, (before, after.used))
         )
     except ExchangeError as error:
         raise InputError(str(error)) from None
@@ -169,6 +171,11 @@ def simulate(
         dict(sorted(after.unpriced.items())),
         after.refused,
     )
+
+
+def _elsewhere(url: str, period: str, book: Directory) -> dict[tuple[str, str, str], list[Elsewhere]]:
+    """What a grant or commitment for several periods has been used for in the others, by invoices that were issued."""
+    return billed_elsewhere(url, period, book, [one.id for one in book.catalog.accounts if one.is_billed])
 
 
 def _check_tiers(books: tuple[Directory, Directory]) -> None:

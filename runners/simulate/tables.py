@@ -87,7 +87,8 @@ def notes(simulation: Simulation) -> Iterator[str]:
     """What the amounts do not say."""
     yield (
         f"{simulation.events:,} recorded events priced anew; nothing was stored. Amounts are whole invoices, "
-        "discounts, credits and tax included, as if none of this period or another had been issued."
+        "discounts, credits and tax included, as if none of this period had been issued; grants and commitments are "
+        "what issued invoices of other periods have left of them."
     )
     if simulation.rejected:
         yield f"The new catalog would not accept {_counted(simulation.rejected)} of the period's recorded events."

@@ -209,6 +209,40 @@ def test_the_same_catalog_changes_nothing_where_accounts_share_a_discount(meterl
     assert all(Decimal(charge["difference"]) == 0 for charge in found["accounts"][0]["charges"])
 
 
+def test_a_grant_is_what_issued_invoices_of_other_periods_have_left_of_it(
+    meterline: Command, today: Path, tmp_path: Path
+) -> None:
+    grant = "grants: [{id: g, account: one, amount: 6, currency: EUR, effective_from: 2026-01-01T00:00:00Z}]\n"
+    write(today, CATALOG + grant)
+    new = changed(tmp_path, ('"0.10"', '"0.30"'), ("rate_cards:", f"{grant}rate_cards:"))
+
+    def invoice(period: str, *words: str) -> None:
+        made = ("--period", period, "--catalog", today, *at(meterline), "--now", "2026-12-01T00:00:00Z", *words)
+        assert meterline("invoice", *made).code == 0
+
+    whole = ("3.00", "11.00", "8.00")
+    assert amounts(simulated(meterline, new, "--today", today))["one EUR"] == whole
+    invoice("2026-09")  # A draft draws nothing,
+    invoice("2026-10", "--issue")  # and what the period itself drew does not matter.
+    assert amounts(simulated(meterline, new, "--today", today))["one EUR"] == whole
+
+
+def test_what_another_period_drew_of_a_grant_is_gone(meterline: Command, today: Path, tmp_path: Path) -> None:
+    grant = "grants: [{id: g, account: one, amount: 6, currency: EUR, effective_from: 2026-01-01T00:00:00Z}]\n"
+    write(today, CATALOG + grant)
+    new = changed(tmp_path, ('"0.10"', '"0.30"'), ("rate_cards:", f"{grant}rate_cards:"))
+    made = ("--period", "2026-09", "--catalog", today, *at(meterline), "--now", "2026-12-01T00:00:00Z", "--issue")
+    assert meterline("invoice", *made).code == 0  # A fee of 5.
+    found = simulated(meterline, new, "--today", today)
+    assert amounts(found)["one EUR"] == ("8.00", "16.00", "8.00")
+    assert amounts(simulated(meterline, new, "--today", today, "--anew"))["one EUR"] == ("8.00", "16.00", "8.00")
+    # Its invoice says the same.
+    assert meterline("invoice", *(word.replace("-09", "-10") for word in map(str, made))).code == 0
+    said = meterline("invoice", "--period", "2026-10", "--catalog", today, *at(meterline), "--json")
+    totals = {one["billing_account_id"]: Decimal(one["total"]) for one in json.loads(said.out)["invoices"]}
+    assert totals["one"] == 8
+
+
 def test_the_table_has_the_top_movers_and_a_total(meterline: Command, today: Path, tmp_path: Path) -> None:
     new = changed(tmp_path, ('"0.10"', '"0.30"'), ("account: two, plan: usd", "account: two, plan: eur"))
     words = ("simulate", "--catalog", new, "--today", today, "--period", "2026-10", *at(meterline))
@@ -264,7 +298,7 @@ def test_what_cannot_be_simulated_is_told(meterline: Command, today: Path, tmp_p
     )
     assert "the tiers of subscription 'one' carry over" in said("--period", "2026-10", catalog=tiers)
     assert "there is no folder" in said("--period", "2026-10", "--chart", tmp_path / "none" / "x.svg")
-    assert "half_even or half_up" in said("--period", "2026-10", "--rounding", "down")
+    assert "'half_even', 'half_up'" in said("--period", "2026-10", "--rounding", "down")
     nowhere = f"chdb://{tmp_path / 'nowhere'}"
     assert "there is no database at" in said("--period", "2026-10", url=nowhere)
     clickhouse.set_retention(meterline.url, 100)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Context, Decimal, localcontext
@@ -13,6 +13,7 @@ from meterline.schemas.event import Reason
 from meterline.schemas.records import Invoice, RatingKey
 from meterline.transforms.rules.aggregation import Cell, Usage
 from meterline.transforms.rules.attribution import Directory
+from meterline.transforms.rules.billing.bill import Elsewhere
 from meterline.transforms.rules.fees import Billed, BilledKey
 from meterline.transforms.rules.invoicing import next_invoice, statements
 from meterline.transforms.rules.line_items import line_items
@@ -90,11 +91,21 @@ class Payer(NamedTuple):
     currency: str
 
 
-def invoices_of(label: str, book: Directory, used: Used, rounding: RoundingMode) -> dict[Payer, Invoice]:
-    """The invoices of a period as if nothing of it had been issued, by who pays."""
+def invoices_of(
+    label: str,
+    book: Directory,
+    used: Used,
+    rounding: RoundingMode,
+    elsewhere: Mapping[tuple[str, str, str], Sequence[Elsewhere]] | None = None,
+) -> dict[Payer, Invoice]:
+    """The invoices of a period as if nothing of it had been issued, by who pays.
+
+    Args:
+      elsewhere: What issued invoices of other periods say, as `statements` has it.
+    """
     wanted = [account.id for account in book.catalog.accounts if account.is_billed]
     made = {}
-    for statement in statements(label, book, used, {}, {}, wanted):
+    for statement in statements(label, book, used, {}, {}, wanted, elsewhere):
         invoice = next_invoice(statement, book, status="draft", made_at=_NEVER, rounding=rounding)
         if invoice is not None:
             payer = Payer(statement.tenant_id, statement.billing_account_id, statement.currency)
