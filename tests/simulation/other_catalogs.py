@@ -46,6 +46,8 @@ def _meters(rng: Random, meters: list[dict[str, Any]]) -> list[dict[str, Any]]:
     for number, meter in enumerate(made):
         if meter["aggregation"] not in ("count", "distinct") and rng.random() < 0.4:
             meter["aggregation"] = rng.choice(["sum", "min", "max", "latest", "count"])
+            for of_another in ("percentile", "interval_seconds", "series"):
+                meter.pop(of_another, None)
             if meter["aggregation"] == "count":
                 meter.pop("value", None)
                 meter.pop("expression", None)

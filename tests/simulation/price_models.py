@@ -35,7 +35,7 @@ def with_every_model(world: World, seed: int) -> World:
 
 def any_price(rng: Random, meter: dict[str, Any]) -> Price:
     dimensions: list[str] = meter.get("dimensions", [])
-    if rng.random() < 0.2:
+    if rng.random() < 0.2 and meter["aggregation"] not in ("time_weighted_sum", "percentile"):
         return _time_of_day(rng, meter)
     if not dimensions or rng.random() < 0.5:
         return _flat_price(rng, meter)
