@@ -47,19 +47,6 @@ def _held_bytes() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
 
-class _State:
-    """Stands for a state cell of one key."""
-
-    def __init__(self) -> None:
-        self._value: bytes | None = None
-
-    def read(self) -> bytes | None:
-        return self._value
-
-    def write(self, value: bytes) -> None:
-        self._value = value
-
-
 class _Bag(list[bytes]):
     """Stands for a bag state of one key."""
 
@@ -144,7 +131,7 @@ def run_stages(source: str, url: str) -> dict[str, Any]:
         prepared.setup()
     for bundle in (touching, archive, items):
         bundle.start_bundle()
-    seen: dict[Any, _Bag] = {}
+    seen: dict[Any, list[_Bag]] = {}
     usage: dict[bytes, list[bytes]] = {}
 
     def main(outputs: Any) -> list[Any]:
@@ -169,8 +156,8 @@ def run_stages(source: str, url: str) -> dict[str, Any]:
             batches = []
             for stamped in pieces:
                 window = IntervalWindow(stamped.timestamp, stamped.timestamp + 86_400)
-                state = seen.setdefault((stamped.value[0], window), _Bag())
-                batches += main(deduplicating.process(stamped.value, window, state))
+                cells = seen.setdefault((stamped.value[0], window), [_Bag() for _ in deduplicate._CELLS])
+                batches += main(deduplicating.process(stamped.value, window, *cells))
         with meter.stage("meter"):
             for batch in batches:
                 for key, packed in totals.process(batch, prices):
@@ -186,9 +173,7 @@ def run_stages(source: str, url: str) -> dict[str, Any]:
         for keyed in totals.finish_bundle():
             usage.setdefault(keyed.value[0], []).append(keyed.value[1])
     with meter.stage("rate"):
-        rated = [
-            item for keyed in usage.items() for item in main(rating.process(keyed, prices, _State(), _Bag(), None))
-        ]
+        rated = [item for keyed in usage.items() for item in main(rating.process(keyed, prices))]
     with meter.stage("write line items"):
         for item in rated:
             items.process(item)

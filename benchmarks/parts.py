@@ -69,14 +69,14 @@ def attributed(part: read.Part, received: int, prices: Catalog) -> Iterator[Any]
             yield from main_outputs(attributing.process(batch, prices))
 
 
-def deduplicated(batches: Iterator[Any], states: dict[Any, _Bag]) -> Iterator[Any]:
+def deduplicated(batches: Iterator[Any], states: dict[Any, list[_Bag]]) -> Iterator[Any]:
     """The events of batches that are new; the keys' states are left in `states`."""
     sharding, deduplicating = deduplicate._ShardFn(1), deduplicate._DeduplicateFn(None, 1)
     for batch in batches:
         for stamped in sharding.process(batch):
             window = IntervalWindow(stamped.timestamp, stamped.timestamp + 86_400)
-            state = states.setdefault((stamped.value[0], window), _Bag())
-            yield from main_outputs(deduplicating.process(stamped.value, window, state))
+            cells = states.setdefault((stamped.value[0], window), [_Bag() for _ in deduplicate._CELLS])
+            yield from main_outputs(deduplicating.process(stamped.value, window, *cells))
 
 
 def metered(batches: Iterator[Any], prices: Catalog) -> dict[bytes, list[bytes]]:
@@ -98,13 +98,13 @@ def metered(batches: Iterator[Any], prices: Catalog) -> dict[bytes, list[bytes]]
 def states_and_inserts(source: Path, folder: Path) -> dict[str, float]:
     """Bytes of state, and line items stored in a second, of the benchmark's day."""
     prices = catalog()
-    seen: dict[Any, _Bag] = {}
+    seen: dict[Any, list[_Bag]] = {}
     usage = metered(deduplicated(attributed(read.Part(str(source), 0, -1), RECEIVED, prices), seen), prices)
-    identities = sum(len(run) for state in seen.values() for run in state.read())
+    identities = sum(len(run) for cells in seen.values() for cell in cells for run in cell.read())
     accepted = _accepted(source)
-    rating = rate._RateFn(_KEEP)
+    rating = rate.Rater(_KEEP)
     states = {key: _Rated() for key in usage}
-    items = [item for keyed in usage.items() for item in main_outputs(rating.process(keyed, prices, *states[keyed[0]]))]
+    items = [item for keyed in usage.items() for item in main_outputs(rating.rate(keyed, prices, *states[keyed[0]]))]
     rated = sum(len(one) for hot, cold, _ in states.values() for one in (hot.read() or b"", *cold.read()))
 
     url = f"chdb://{folder / 'items'}"
@@ -139,12 +139,12 @@ def late_event(folder: Path) -> dict[str, float]:
         found = metered(attributed(read.Part(str(lines), 0, -1), _AFTER, prices), prices)
         return next(keyed for keyed in found.items() if b"input_tokens" in keyed[0])
 
-    rating = rate._RateFn(_KEEP)
+    rating = rate.Rater(_KEEP)
 
     def rated(event: tuple[bytes, list[bytes]]) -> tuple[float, list[Any]]:
         state = _Rated()
-        list(rating.process(whole, prices, *state))
-        return cpu_seconds(lambda: list(rating.process(event, prices, *state)))
+        list(rating.rate(whole, prices, *state))
+        return cpu_seconds(lambda: list(rating.rate(event, prices, *state)))
 
     costs: dict[str, list[float]] = {"in time": [], "late": []}
     written = {}

@@ -128,7 +128,7 @@ def options(
     max_parallelism: int | None = None,
     checkpoint_seconds: float = 10,
     bundle_size: int = 5000,
-    bundle_seconds: float = 0.3,
+    bundle_seconds: float = 0.1,
     workers: int = 1,
     savepoint: str | None = None,
     allow_non_restored_state: bool = False,
