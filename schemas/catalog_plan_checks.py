@@ -7,7 +7,9 @@ or as the subscription's own price for it stays (docs/rules.md, section 19).
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from datetime import datetime
+from functools import cached_property
 from typing import NamedTuple
 
 from meterline.schemas.calendars import number_at, start_of
@@ -45,12 +47,13 @@ def findings(catalog: Catalog) -> Iterator[Finding]:
     accounts = {account.id: account for account in catalog.accounts}
     plans = {plan.id: (number, plan) for number, plan in enumerate(catalog.plans)}
     with_tax = {card.id for card in catalog.rate_cards if card.prices_include_tax}
+    scoped = _Scoped(catalog)
     for payer, paid in paid_subscriptions(catalog).items():
         for number, subscription in paid:
             if all(name in plans for name in subscription.plans) and payer in accounts:
                 for one in _meetings(number, subscription, {name: plan for name, (_, plan) in plans.items()}):
                     yield from _taxes(one, accounts[payer], plans, with_tax)
-                    yield from _scopes(one, payer, catalog)
+                    yield from _scopes(one, payer, scoped)
 
 
 def _meetings(number: int, subscription: Subscription, plans: dict[str, Plan]) -> Iterator[_Meeting]:
@@ -113,43 +116,76 @@ def _taxes(
         yield Finding(one.at, message, ("plans", number, "rate_card"))
 
 
-def _scopes(one: _Meeting, payer: str, catalog: Catalog) -> Iterator[Finding]:
+@dataclass
+class _Scoped:
+    """The records that name plans, by whom they may be for; coupons with their redemptions."""
+
+    catalog: Catalog
+
+    @cached_property
+    def _of_payer(self) -> dict[str, list[tuple[str, int, Commitment | Grant]]]:
+        found: dict[str, list[tuple[str, int, Commitment | Grant]]] = {}
+        records: list[tuple[str, int, Commitment | Grant]] = []
+        records += [("commitments", number, one) for number, one in enumerate(self.catalog.commitments)]
+        records += [("grants", number, one) for number, one in enumerate(self.catalog.grants)]
+        for section, number, record in records:
+            if record.plans:
+                found.setdefault(record.account, []).append((section, number, record))
+        return found
+
+    @cached_property
+    def _discounts(self) -> list[tuple[str, int, Discount]]:
+        return [
+            ("discounts", number, one)
+            for number, one in enumerate(self.catalog.discounts)
+            if one.plans and one.code is None
+        ]
+
+    @cached_property
+    def _redeemed(self) -> dict[tuple[str, str], dict[int, datetime]]:
+        """By account or subscription, the coupons and when they were redeemed first."""
+        coupons = {one.id: number for number, one in enumerate(self.catalog.discounts) if one.plans and one.code}
+        found: dict[tuple[str, str], dict[int, datetime]] = {}
+        for one in self.catalog.redemptions:
+            if one.discount in coupons:
+                whose = ("account", one.account) if one.account else ("subscription", one.subscription or "")
+                numbers = found.setdefault(whose, {})
+                number = coupons[one.discount]
+                numbers[number] = min(one.redeemed_at, numbers.get(number, one.redeemed_at))
+        return found
+
+    def of(self, one: _Meeting, payer: str) -> Iterator[tuple[str, int, Discount | Commitment | Grant]]:
+        """Those that may be about the subscription's charges of the period."""
+        for record in (*self._of_payer.get(payer, ()), *self._discounts):
+            if _may_hold(record[2], one, payer):
+                yield record
+        redeemed = (self._redeemed.get(by, {}) for by in (("account", payer), ("subscription", one.subscription.id)))
+        for number in sorted({number for some in redeemed for number, first in some.items() if first < one.end}):
+            yield "discounts", number, self.catalog.discounts[number]
+
+
+def _scopes(one: _Meeting, payer: str, scoped: _Scoped) -> Iterator[Finding]:
     charge = one.charges[1]
-    for section in ("discounts", "commitments", "grants"):
-        for number, record in enumerate(getattr(catalog, section)):
-            names = (not record.charges or charge.id in record.charges) and (
-                not record.meters or charge.meter in record.meters
+    for section, number, record in scoped.of(one, payer):
+        names = (not record.charges or charge.id in record.charges) and (
+            not record.meters or charge.meter in record.meters
+        )
+        if names and len({plan in record.plans for plan in one.plans}) == 2:
+            message = (
+                f"subscription {one.subscription.id} goes from plan {one.plans[0]} to {one.plans[1]} within a "
+                f"billing period, where {one.why}, so that usage of charge {charge.id} cannot be told apart by "
+                f"plan; name both plans, leave `plans` out, {_REMEDY}"
             )
-            tells = len({plan in record.plans for plan in one.plans}) == 2
-            if names and tells and _may_hold(record, one, payer, catalog):
-                message = (
-                    f"subscription {one.subscription.id} goes from plan {one.plans[0]} to {one.plans[1]} within a "
-                    f"billing period, where {one.why}, so that usage of charge {charge.id} cannot be told apart by "
-                    f"plan; name both plans, leave `plans` out, {_REMEDY}"
-                )
-                yield Finding((section, number, "plans"), message, one.at)
+            yield Finding((section, number, "plans"), message, one.at)
 
 
-def _may_hold(record: Discount | Commitment | Grant, one: _Meeting, payer: str, catalog: Catalog) -> bool:
-    """Whether the record may be about the subscription's charges of the period."""
+def _may_hold(record: Discount | Commitment | Grant, one: _Meeting, payer: str) -> bool:
+    """Whether what needs no redemption may be about the subscription's charges of the period."""
     match record:
         case Commitment():
-            return (
-                record.account == payer and (record.start <= one.start) and (not record.end or one.start < record.end)
-            )
+            return record.start <= one.start and (not record.end or one.start < record.end)
         case Grant():
-            return (
-                record.account == payer
-                and record.effective_from < one.end
-                and (record.expires is None or one.start < record.expires)
-            )
-    if record.code is not None:
-        return any(
-            redemption.discount == record.id
-            and redemption.redeemed_at < one.end
-            and (redemption.account == payer or redemption.subscription == one.subscription.id)
-            for redemption in catalog.redemptions
-        )
+            return record.effective_from < one.end and (record.expires is None or one.start < record.expires)
     return (
         (not record.accounts or payer in record.accounts)
         and (not record.subscriptions or one.subscription.id in record.subscriptions)

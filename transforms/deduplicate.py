@@ -182,8 +182,8 @@ WHERE toYYYYMMDD(time) = {{day:UInt32}} AND {EARLIER}
 """
 
 
-# The runs of a key lie in cells of state by their length, each up to 32 times as long as those of the cell before:
-# a cell is written as a whole, and that of the long runs seldom changes.
+# The runs of a key lie in cells of state by their length, each up to 32 times as long as those of the cell before
+# (the last has all that are longer): a cell is written as a whole, and that of the long runs seldom changes.
 _CELLS = tuple(BagStateSpec(f"seen_{number}", BytesCoder()) for number in range(5))
 
 

@@ -14,12 +14,17 @@ import msgspec
 
 # A log is written anew where more than half of it, and so many bytes, tell what is no longer so.
 _SLACK_BYTES = 16_384
+# Tuples of bytes are nothing that Python's garbage collector looks at again and again, as lists are.
+_DECODER = msgspec.msgpack.Decoder(tuple[int, list[tuple[bytes, bool, tuple[bytes, ...]]]])
 
 
 class _Read(NamedTuple):
-    parts: dict[bytes, list[bytes]]
+    """Parts by name; bytes of the elements, and what of them still tells how things are."""
+
+    parts: dict[bytes, Sequence[bytes]]
     next_number: int
     size: int
+    live: int
 
 
 class Log:
@@ -36,13 +41,13 @@ class Log:
     @cached_property
     def _read(self) -> _Read:
         elements = list(self._bag.read())
-        parts: dict[bytes, list[bytes]] = {}
+        parts: dict[bytes, Sequence[bytes]] = {}
         next_number = 0
-        for number, told in sorted(map(msgspec.msgpack.decode, elements)):
+        for number, told in sorted(map(_DECODER.decode, elements)):
             next_number = number + 1
             for name, is_anew, added in told:
-                parts[name] = added if is_anew else [*parts.get(name, ()), *added]
-        return _Read(parts, next_number, sum(map(len, elements)))
+                parts[name] = added if is_anew else (*parts.get(name, ()), *added)
+        return _Read(parts, next_number, sum(map(len, elements)), sum(_size(*one) for one in parts.items()))
 
     @property
     def next_number(self) -> int:
@@ -61,7 +66,8 @@ class Log:
         self._changed[name] = True, list(parts)
 
     def write(self, number: int) -> None:
-        """Tell what changed, in an element with this number, larger than those before; or all anew, if that is shorter.
+        """Tell what changed, in an element with this number, which is larger than those before; or tell all anew, where
+        most of what the log tells is no longer so.
 
         What nobody has read is not read for it.
         """
@@ -69,12 +75,18 @@ class Log:
             return
         told = _told(number, self._changed)
         if "_read" in vars(self):
-            live = {name: (True, parts) for name in {*self._read.parts, *self._changed} if (parts := [*self.of(name)])}
-            size = sum(len(part) for _, parts in live.values() for part in parts)
-            if self._read.size + len(told) > 2 * size + _SLACK_BYTES:
+            read = self._read.parts
+            more = (_size(name, self.of(name)) - _size(name, read.get(name, ())) for name in self._changed)
+            if self._read.size + len(told) > 2 * (self._read.live + sum(more)) + _SLACK_BYTES:
+                live = {name: (True, parts) for name in {*read, *self._changed} if (parts := [*self.of(name)])}
                 self._bag.clear()
                 told = _told(number, live)
         self._bag.add(told)
+
+
+def _size(name: bytes, parts: Sequence[bytes]) -> int:
+    """About the bytes that tell of a name in an element."""
+    return len(name) + sum(map(len, parts)) + 8 if parts else 0
 
 
 def _told(number: int, changes: dict[bytes, tuple[bool, list[bytes]]]) -> bytes:

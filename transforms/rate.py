@@ -39,6 +39,8 @@ class Rated(NamedTuple):
 
 # Rating keys share the state of so many keys of Beam for each shard of `deduplicate`.
 _SHARDS = 16
+# So much usage is held until a bundle ends, and what is more passed on.
+_MAX_HELD_BYTES = 16 << 20
 
 
 @dataclass
@@ -82,23 +84,37 @@ class _RateFn(beam.DoFn):
 
 
 class _ShardFn(beam.DoFn):
-    """What a bundle has of the rating keys of each shard and end of a billing period, in one element."""
+    """What a bundle has of the rating keys of each shard and end of a period, in one element unless it is much."""
 
     def __init__(self, shards: int) -> None:
         self._shards = shards
 
     def start_bundle(self) -> None:
         self._held: dict[bytes, list[tuple[bytes, bytes]]] = {}
+        self._bytes = 0
 
-    def process(self, keyed: tuple[bytes, bytes]) -> None:
-        end = int(RatingKey.parse(keyed[0].decode()).period_end.timestamp())
-        shard = xxhash.xxh3_64_intdigest(keyed[0]) % self._shards
-        self._held.setdefault(b"%d/%d" % (shard, end), []).append(keyed)
+    def process(self, keyed: tuple[bytes, bytes]) -> Iterator[tuple[bytes, bytes]]:
+        self._held.setdefault(shard_of(keyed[0], self._shards), []).append(keyed)
+        self._bytes += len(keyed[1])
+        if self._bytes > _MAX_HELD_BYTES:
+            yield from self._taken()
 
     def finish_bundle(self) -> Iterator[WindowedValue]:
         window = GlobalWindow()
-        for shard, panes in self._held.items():
-            yield WindowedValue((shard, msgspec.msgpack.encode(panes)), window.start, (window,))
+        for keyed in self._taken():
+            yield WindowedValue(keyed, window.start, (window,))
+
+    def _taken(self) -> Iterator[tuple[bytes, bytes]]:
+        held = self._held
+        self.start_bundle()
+        for shard, panes in held.items():
+            yield shard, msgspec.msgpack.encode(panes)
+
+
+def shard_of(rating_key: bytes, shards: int) -> bytes:
+    """The key of Beam that has the state of a rating key in a stream."""
+    end = int(RatingKey.parse(rating_key.decode()).period_end.timestamp())
+    return b"%d/%d" % (xxhash.xxh3_64_intdigest(rating_key) % shards, end)
 
 
 class _RateShardFn(beam.DoFn):

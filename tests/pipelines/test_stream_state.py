@@ -22,8 +22,10 @@ from apache_beam.typehints.decorators import no_annotations
 from meterline.pipelines import rate_usage
 from meterline.schemas.catalog import Catalog
 from meterline.schemas.records import Reject
+from meterline.transforms import rate
 from meterline.transforms.blocks import Block
 from meterline.transforms.read import Read
+from tests.transforms.batches import key_text
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "stream_state.json"
 
@@ -99,8 +101,15 @@ def state_of(proto: Any) -> dict[str, Any]:
     return dict(sorted(found.items()))
 
 
+def places() -> dict[str, str]:
+    """Where the state of some rating keys is, at 4 shards of `deduplicate`."""
+    shards = 4 * rate._SHARDS
+    keys = (key_text("sum", region) for region in ("eu", "us", "ap"))
+    return {text: rate.shard_of(text.encode(), shards).decode() for text in keys}
+
+
 def test_a_running_job_can_go_on_from_its_state() -> None:
-    found = json.dumps(stream_state(), indent=2) + "\n"
+    found = json.dumps({**stream_state(), "rating keys": places()}, indent=2) + "\n"
     if os.environ.get("METERLINE_WRITE_GOLDEN"):
         GOLDEN.write_text(found, encoding="utf-8")
     assert found == GOLDEN.read_text(encoding="utf-8")

@@ -452,7 +452,7 @@ def test_the_options_of_a_stream() -> None:
         "checkpointing_interval": "10000",
         "min_pause_between_checkpoints": "3000",
         "max_bundle_size": "5000",
-        "max_bundle_time_mills": "300",
+        "max_bundle_time_mills": "100",
         "finish_bundle_before_checkpointing": True,
         "externalized_checkpoints_enabled": True,
         "retain_externalized_checkpoints_on_cancellation": True,

@@ -92,7 +92,7 @@ def test_an_explanation_says_what_a_meter_counts(meterline: Command) -> None:
     place = ("--catalog", catalog, "--clickhouse", meterline.url)
     meterline("rate", "--input", catalog / "12-hours.ndjson", *place, "--now", "2026-12-01T00:00:00Z")
     said = meterline("explain", "12-hours-2", *place)
-    assert "iops: 0 IOPS·h (vol-1) → iops" in said.out
+    assert "iops: a sample of 0 (vol-1) → iops" in said.out
     words = "counts the sum of max(iops - 3000, 0), each times the hours it holds, of events volume.provisioned"
     assert words in " ".join(said.out.split())
     # Until the volume is deleted it holds to the end of October; then the rest is taken back.

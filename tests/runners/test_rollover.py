@@ -77,17 +77,37 @@ commitments:
     assert balances["revenue:tokens"] == -3
 
 
-def test_an_invoice_of_fees_alone_leaves_what_was_carried_over(database: str, tmp_path: Path) -> None:
+YEN = """
+exchange_rates:
+  - {id: yen, from: EUR, to: JPY, rates: [{effective_from: 2026-01-01T00:00:00Z, rate: "150.5"}]}
+"""
+
+
+@pytest.mark.parametrize(
+    ("more", "waiting", "ended"),
+    [
+        ("", {"charge": 12, "rollover": -4}, {"charge": 12, "rollover": -3}),
+        # 150.5 × 12, in two lines, and × 4.
+        (YEN, {"charge": 1806, "rollover": -602}, {"charge": 1806, "rollover": -452}),
+    ],
+    ids=["in the prices' currency", "in another"],
+)
+def test_an_invoice_of_fees_alone_leaves_what_was_carried_over(
+    more: str, waiting: dict[str, int], ended: dict[str, int], database: str, tmp_path: Path
+) -> None:
     fee = "fee: {model: fixed, amount: '5', billed: in_advance}"
     base = ONE.replace("included_rollover: {}}", "included_rollover: {}}, " + fee)
-    books = Books(database, tmp_path, "", base.replace("meter: tokens}]", "meter: tokens}, {id: fee}]"))
+    base = base.replace("meter: tokens}]", "meter: tokens}, {id: fee}]")
+    if more:
+        base = base.replace("{id: north}", "{id: north, invoice_currency: JPY}")
+    books = Books(database, tmp_path, more, base)
     books.use(1, 60)
     books.use(2, 170)
     early = datetime(2026, 2, 15, tzinfo=UTC)
     make_invoices(Options("2026-02", books.catalog, database, early, issue=True, interim=True))
-    expected = {"charge": 12, "rollover": -4}
-    assert books.issue(2, now=early) == expected  # Of what was posted, with nothing new.
-    assert books.issue(2) == expected
+    books.use(1, 10)  # So that January has left 30, which is for February's end.
+    assert books.issue(2, now=early) == waiting  # Of what was posted, with nothing new.
+    assert books.issue(2) == ended
 
 
 def test_units_last_for_periods_up_to_a_maximum(database: str, tmp_path: Path) -> None:

@@ -166,9 +166,6 @@ def _keeping(expand: Any) -> Any:
 
 def _each_apart(process: Any) -> Any:
     def alone(self: rate._ShardFn, keyed: tuple[bytes, bytes]) -> list[tuple[bytes, bytes]]:
-        process(self, keyed)
-        held = [element.value for element in self.finish_bundle()]
-        self.start_bundle()
-        return held
+        return [*process(self, keyed), *(element.value for element in self.finish_bundle())]
 
     return alone

@@ -235,7 +235,7 @@ class Worker:
     def _rate_shards(self, panes: Iterable[tuple[bytes, list[bytes]]], state: State) -> Iterator[Any]:
         for text, packed in panes:
             for one in packed:
-                self._sharding.process((text, one))
+                assert list(self._sharding.process((text, one))) == []
         for keyed in self._finish(self._sharding):
             shard = keyed.value[0]
             cells = _Bag(state.hot, shard), _Bag(state.cold, shard), _Timer(state.rated_until, shard)

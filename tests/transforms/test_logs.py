@@ -70,6 +70,17 @@ def test_a_log_is_not_much_longer_than_what_it_says() -> None:
     assert written < 2 * 5_000 * 1_000
 
 
+def test_a_log_of_many_names_with_little_to_say_is_not_written_anew_each_time() -> None:
+    bag, names, anew = batches.Bag(), [b"%0100d" % number for number in range(1_000)], 0
+    for number in range(300):
+        log, before = Log(bag), len(bag.values)
+        for name in names[number % 100 :: 100] if number else names:
+            Value(log, name).write(bytes(40))
+        log.write(log.next_number)
+        anew += len(bag.values) <= before
+    assert anew <= 3
+
+
 def test_a_log_that_nobody_read_is_only_added_to() -> None:
     bag = batches.Bag()
     bag.read = None  # type: ignore[method-assign, assignment]

@@ -369,11 +369,23 @@ def test_the_panes_of_a_bundle_go_to_the_shards_of_their_keys_and_periods() -> N
     stage.start_bundle()
     pairs = [(key_text("sum", f"r{number}").encode(), b"pane") for number in range(40)]
     for pair in [*pairs, *pairs]:
-        stage.process(pair)
+        assert list(stage.process(pair)) == []
     made = {element.value[0]: msgspec.msgpack.decode(element.value[1]) for element in stage.finish_bundle()}
+    assert list(stage.finish_bundle()) == []
     end = int(PERIOD_END.timestamp())
     assert sorted(made) == [b"0/%d" % end, b"1/%d" % end]
     assert sorted(tuple(pair) for some in made.values() for pair in some) == sorted([*pairs, *pairs])
+
+
+def test_much_usage_does_not_wait_for_the_end_of_a_bundle(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rate, "_MAX_HELD_BYTES", 10)
+    stage, passed = rate._ShardFn(1), []
+    stage.start_bundle()
+    pairs = [(key_text("sum", f"r{number}").encode(), b"pane") for number in range(7)]
+    for pair in pairs:
+        passed.append([len(msgspec.msgpack.decode(packed)) for _, packed in stage.process(pair)])
+    assert passed == [[], [], [3], [], [], [3], []]
+    assert [len(msgspec.msgpack.decode(element.value[1])) for element in stage.finish_bundle()] == [1]
 
 
 def test_a_run_with_an_end_keeps_no_state(catalog: Catalog) -> None:

@@ -39,6 +39,7 @@ class Statement:
       sequence: Number of invoices issued so far.
       elsewhere: What issued invoices of the account's other periods say, where its contracts ask for it.
       earlier: Units used in earlier periods, by rating key, where included units are carried over.
+      waits: Whether all but fees in advance stays as it was posted, as the period has not ended.
     """
 
     tenant_id: str
@@ -50,6 +51,7 @@ class Statement:
     sequence: int
     elsewhere: tuple[Elsewhere, ...] = ()
     earlier: Mapping[RatingKey, Decimal] = field(default_factory=dict)
+    waits: bool = False
 
 
 def next_invoice(
@@ -138,7 +140,7 @@ def in_advance(statement: Statement, book: Directory, now: datetime) -> Statemen
 
     due = {one: billed for one, billed in statement.due.items() if moves(one)}
     kept = {one: billed for one, billed in statement.posted.items() if one.kind == "charge" and not moves(one)}
-    return replace(statement, due={**kept, **due})
+    return replace(statement, due={**kept, **due}, waits=True)
 
 
 def targets_of(
@@ -158,6 +160,11 @@ def targets_of(
         ended=ended,
         elsewhere=statement.elsewhere,
         earlier=statement.earlier,
+        carried=(
+            {one: billed.amount for one, billed in statement.posted.items() if one.kind == "rollover"}
+            if statement.waits
+            else None
+        ),
     )
     return made(statement.due, statement.currency, around, STEPS)
 

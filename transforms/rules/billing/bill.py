@@ -62,6 +62,7 @@ class Circumstances:
       ended: Whether it has ended.
       elsewhere: What was issued for other periods.
       earlier: Units used in earlier periods, by rating key, where included units are carried over.
+      carried: While all but fees in advance waits for the period's end: what was taken off for carried units so far.
     """
 
     book: Directory
@@ -74,6 +75,7 @@ class Circumstances:
     ended: bool = True
     elsewhere: Sequence[Elsewhere] = ()
     earlier: Mapping[RatingKey, Decimal] = field(default_factory=dict)
+    carried: Mapping[BilledKey, Decimal] | None = None
 
     def posted(self, kind: str, source: str) -> dict[str, Decimal]:
         """By period, what the lines of a source come to there."""

@@ -34,6 +34,12 @@ def rollover(bill: Bill, around: Circumstances) -> None:
 
     Source: docs/rules.md, "Included units that are carried over".
     """
+    if around.carried is not None:
+        for one, amount in around.carried.items():
+            bill.add(one, amount, {})
+            charge_of = one._replace(kind="charge", source="")
+            bill.net[charge_of] = bill.net.get(charge_of, _ZERO) + amount
+        return
     charges: dict[_Series, dict[str, list[BilledKey]]] = {}
     for one in sorted(bill.net):
         if around.contracts.carries_over(one.key):
