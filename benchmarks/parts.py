@@ -19,7 +19,7 @@ from typing import Any
 import yaml
 from apache_beam.transforms.window import IntervalWindow
 from events import catalog, shared_folder, write_events
-from main_job import RECEIVED, _Bag, _State
+from main_job import RECEIVED, _Bag
 
 from meterline.schemas.catalog import Catalog
 from meterline.transforms import archive, attribute, clickhouse, deduplicate, meter, rate, read, recall, validate, write
@@ -36,6 +36,19 @@ class _Timer:
 
     def set(self, instant: Any) -> None:
         pass
+
+
+class _State:
+    """Stands for a state cell of one key."""
+
+    def __init__(self) -> None:
+        self._value: bytes | None = None
+
+    def read(self) -> bytes | None:
+        return self._value
+
+    def write(self, value: bytes) -> None:
+        self._value = value
 
 
 class _Rated(tuple[_State, _Bag, _Timer]):
