@@ -21,10 +21,10 @@ def _rollover(terms: dict[str, Any], currency: str) -> str:
     quantity, included, carried, used = (number(Decimal(terms[name])) for name in _UNITS)
     left_by = ", ".join(f"{number(Decimal(units))} of {label}" for label, units in terms["left_by"].items())
     full, reduced = (number(Decimal(terms[name])) for name in ("full", "reduced"))
-    worth = f"{terms['from']} × {number(Decimal(terms['rate']))}, " if "rate" in terms else ""
+    worth = f" {terms['from']} × {number(Decimal(terms['rate']))}" if "rate" in terms else ""
     return (
         f"{quantity} used, {included} included, {carried} left over ({left_by}): {used} of them taken, "
-        f"{reduced} in place of {full}{', ' if not worth else f' {worth}'}both rounded"
+        f"{reduced} in place of {full}{worth}, both rounded"
     )
 
 

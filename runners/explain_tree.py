@@ -27,10 +27,10 @@ from meterline.runners.explanation import (
     Reject,
     Standing,
     Tier,
-    instant_text,
     visible,
 )
 from meterline.runners.price_names import said_of
+from meterline.schemas.event import instant_text
 from meterline.transforms.rules.money import EXACT
 
 _MOST_TEXT = 2_000

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from datetime import UTC, datetime
+from datetime import datetime
 from decimal import Decimal
 from typing import Any, ClassVar
 
-from meterline.schemas.event import plain_text
+from meterline.schemas.event import instant_text, plain_text
 
 
 def visible(text: str) -> str:
@@ -347,7 +347,3 @@ def _json(value: Any) -> Any:
     if isinstance(value, tuple):
         return [_json(one) for one in value]
     return value
-
-
-def instant_text(value: datetime) -> str:
-    return value.astimezone(UTC).isoformat().replace("+00:00", "Z")

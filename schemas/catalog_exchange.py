@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from datetime import datetime
 from decimal import Decimal
-from itertools import pairwise
 from typing import Annotated
 
 from pydantic import AfterValidator, ConfigDict, Field, StringConstraints, WithJsonSchema, model_validator
@@ -17,6 +16,7 @@ from meterline.schemas.catalog_fields import (
     Name,
     Price,
     Record,
+    check_dates,
     decimal_schema,
     misplaced,
     positive,
@@ -93,14 +93,7 @@ class ExchangeRate(Record):
     def _sensible(self) -> ExchangeRate:
         if self.source == self.target:
             raise misplaced(f"is {self.target}, like `from`: that is always 1, leave the record out", at=("to",))
-        for number, (earlier, later) in enumerate(pairwise(self.rates), start=1):
-            if later.effective_from <= earlier.effective_from:
-                raise misplaced(
-                    f"takes effect at {later.effective_from.isoformat()}, it must be after the one that stands before "
-                    "it",
-                    at=("rates", number, "effective_from"),
-                    also=("rates", number - 1, "effective_from"),
-                )
+        check_dates(self.rates, "rates")
         return self
 
     def at(self, instant: datetime) -> Decimal | None:

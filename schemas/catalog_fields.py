@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from datetime import UTC, date, datetime
 from decimal import Decimal
 from functools import cache
 from importlib import resources
-from itertools import takewhile
-from typing import Annotated, Any
+from itertools import pairwise, takewhile
+from typing import Annotated, Any, Protocol
 
 from pydantic import (
     AfterValidator,
@@ -68,6 +69,23 @@ def check_end(start: datetime | None, end: datetime | None, at: tuple[str, ...] 
     if start is not None and end is not None and end <= start:
         message = f"ends at {end.isoformat()}, it must end after its start {start.isoformat()}"
         raise misplaced(message, at=at, also=("start",))
+
+
+class _Dated(Protocol):
+    @property
+    def effective_from(self) -> datetime: ...
+
+
+def check_dates(dated: Sequence[_Dated], list_name: str, *, by_day: bool = False) -> None:
+    """Refuse entries that do not take effect one after the other; `by_day`: each on a UTC day of its own."""
+    for number, (earlier, later) in enumerate(pairwise(one.effective_from for one in dated), start=1):
+        if later.date() <= earlier.date() if by_day else later <= earlier:
+            after = "on a later day (UTC) than" if by_day else "after"
+            raise misplaced(
+                f"takes effect at {later.isoformat()}, it must be {after} the one that stands before it",
+                at=(list_name, number, "effective_from"),
+                also=(list_name, number - 1, "effective_from"),
+            )
 
 
 def _exact(value: Any) -> Any:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from datetime import datetime
 from decimal import Decimal
-from itertools import pairwise
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, StringConstraints, model_validator
@@ -17,6 +16,7 @@ from meterline.schemas.catalog_fields import (
     Percent,
     Price,
     Record,
+    check_dates,
     check_end,
     decimal_schema,
     misplaced,
@@ -135,14 +135,7 @@ class TaxRate(Record):
 
     @model_validator(mode="after")
     def _rates_in_order(self) -> TaxRate:
-        for number, (earlier, later) in enumerate(pairwise(self.rates), start=1):
-            if later.effective_from.date() <= earlier.effective_from.date():
-                raise misplaced(
-                    f"takes effect at {later.effective_from.isoformat()}, it must be on a later day (UTC) than the one "
-                    "that stands before it",
-                    at=("rates", number, "effective_from"),
-                    also=("rates", number - 1, "effective_from"),
-                )
+        check_dates(self.rates, "rates", by_day=True)
         return self
 
 

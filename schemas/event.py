@@ -478,6 +478,11 @@ def plain_text(number: Decimal) -> str:
     return "0" if text in ("-0", "") else text
 
 
+def instant_text(value: datetime) -> str:
+    """An instant in UTC as RFC 3339 writes it, with Z."""
+    return value.astimezone(UTC).isoformat().replace("+00:00", "Z")
+
+
 def _scalar_text(value: Any) -> str | None:
     if isinstance(value, str):
         return None if re.search("[\ud800-\udfff]", value) else value

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from decimal import Decimal
 
 from meterline.schemas.catalog import Catalog
-from meterline.schemas.event import plain_text
+from meterline.schemas.event import instant_text, plain_text
 from meterline.transforms import clickhouse
 
 # A period that had not ended when it was billed takes the rate that is in force when it ends.
@@ -30,17 +30,11 @@ def changed(url: str, before: Catalog, catalog: Catalog) -> Iterator[str]:
         dated = {entry.effective_from: entry.rate for entry in own.rates} if own else {}
         for entry in one.rates:
             if entry.effective_from <= now and dated.get(entry.effective_from) != entry.rate:
-                yield (
-                    f"the rate from {one.source} to {one.target} that took effect at {_text(entry.effective_from)} was "
-                    f"{plain_text(entry.rate)}"
-                )
+                since, was = instant_text(entry.effective_from), plain_text(entry.rate)
+                yield f"the rate from {one.source} to {one.target} that took effect at {since} was {was}"
     for row in clickhouse.query(url, _USED).to_pylist():
         own, at = new.get((row["source"], row["target"])), datetime.fromisoformat(row["at"])
         if own is None or own.at(at) != Decimal(row["rate"]):
             yield (
                 f"the rate from {row['source']} to {row['target']} at {row['at']} was {row['rate']} on issued invoices"
             )
-
-
-def _text(at: datetime) -> str:
-    return at.isoformat().replace("+00:00", "Z")

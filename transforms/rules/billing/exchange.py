@@ -16,7 +16,7 @@ import msgspec
 
 from meterline.schemas.catalog_exchange import ExchangeRate, invoice_currency
 from meterline.schemas.currency import is_unit
-from meterline.schemas.event import plain_text
+from meterline.schemas.event import instant_text, plain_text
 from meterline.schemas.records import RatingKey
 from meterline.transforms.rules.attribution import Directory
 from meterline.transforms.rules.fees import Billed, BilledKey, is_in_advance
@@ -67,7 +67,7 @@ class Exchange:
         if found is None:
             raise ExchangeError(
                 f"account {key.billing_account_id}: no exchange rate from {source} to {target} is in force at "
-                f"{_text(at)}, for charge {key.charge_id} of subscription {key.subscription_id}; add one to "
+                f"{instant_text(at)}, for charge {key.charge_id} of subscription {key.subscription_id}; add one to "
                 "`exchange_rates`"
             )
         return Conversion(source, found, at)
@@ -90,7 +90,7 @@ class Conversion(NamedTuple):
                 "from": self.source,
                 "of": plain_text(billed.amount),
                 "rate": plain_text(self.rate),
-                "at": _text(self.at),
+                "at": instant_text(self.at),
             }
             if len(of_key) > 1:
                 terms["total"] = plain_text(total)
@@ -117,7 +117,3 @@ def kept(amount: Decimal) -> Decimal:
         return round_amount(amount)
     except MoneyError as error:
         raise ExchangeError(f"an amount is too large once it is converted: {error}") from None
-
-
-def _text(at: datetime) -> str:
-    return at.isoformat().replace("+00:00", "Z")

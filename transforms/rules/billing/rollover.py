@@ -10,6 +10,7 @@ from datetime import datetime
 from decimal import Decimal
 from typing import NamedTuple
 
+from meterline.schemas.event import plain_text
 from meterline.schemas.records import RatingKey
 from meterline.transforms.rules.allowances import Lot, Use, total, uses
 from meterline.transforms.rules.billing.bill import Bill, Circumstances
@@ -78,16 +79,12 @@ def _take_off(bill: Bill, around: Circumstances, use: Use, quantity: Decimal, li
         "reduced": reduced,
         "of": of,
     }
-    terms = {**{name: _text(value) for name, value in numbers.items()}, "left_by": _by_label(use.carried)}
+    terms = {**{name: plain_text(value) for name, value in numbers.items()}, "left_by": _by_label(use.carried)}
     if converted:
-        terms |= {"from": converted.source, "rate": _text(rate)}
+        terms |= {"from": converted.source, "rate": plain_text(rate)}
     for one, part in bill.take(off, lines).items():
         bill.add(one._replace(kind="rollover", source=one.key.charge_id), -part, terms)
 
 
 def _by_label(lots: Iterable[Lot]) -> dict[str, str]:
-    return {lot.label: _text(lot.units) for lot in lots}
-
-
-def _text(value: Decimal) -> str:
-    return f"{value.normalize():f}"
+    return {lot.label: plain_text(lot.units) for lot in lots}
